@@ -1,0 +1,70 @@
+# Everything a developer or a build machine runs. Needs GNU make, Python 3.11 or later, and a package index.
+
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CODE := $(wildcard src tests bench)
+
+# Locking needs uv; nothing else does, so it lives apart from the environment.
+UV_VERSION := 0.13.9
+UV := .cache/uv-$(UV_VERSION)/bin/uv
+COMPILE := env -u UV_FIND_LINKS UV_NO_CONFIG=1 $(UV) pip compile pyproject.toml --quiet \
+	--universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format bench lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.setup  ## Make .venv with the pinned dependencies and this package (does nothing when up to date)
+
+demo: setup  ## Start the platform with a small model and send it requests
+	$(BIN)/headrace demo
+
+test: lint  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## Run the static checks only
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+
+format: setup  ## Format the code and apply the safe fixes
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: setup  ## Measure, and print the figures
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+lock: $(UV)  ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--upgrade takes newer releases)
+	$(COMPILE) --all-extras --group dev $(LOCK_ARGS) --output-file requirements/dev.txt >/dev/null
+	@# the runtime's pins are the ones that were tested
+	$(COMPILE) --constraints requirements/dev.txt $(LOCK_ARGS) --output-file requirements/runtime.txt >/dev/null
+
+clean:  ## Remove the environment, the caches and what was built
+	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "headrace needs Python 3.11 or later, and '$(PYTHON)' is not one. Name another: make setup PYTHON=python3.12" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.requirements: requirements/dev.txt | $(VENV)/bin/python
+	@echo "installing the pinned dependencies; the first time takes a few minutes"
+	$(PIP) install --quiet --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.requirements pyproject.toml
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv .cache/uv-$(UV_VERSION)
+	.cache/uv-$(UV_VERSION)/bin/python -m pip --disable-pip-version-check install --quiet uv==$(UV_VERSION)

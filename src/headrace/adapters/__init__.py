@@ -1,0 +1,1 @@
+"""Concrete technologies behind the ports, one or few files for each."""

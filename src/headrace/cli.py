@@ -1,0 +1,185 @@
+"""The program `headrace`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from headrace.domain.errors import HeadraceError
+from headrace.settings import Settings, load
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_USAGE_ERROR = 2
+
+
+def _plain_errors(command: _F) -> _F:
+    """What the user can mend is one line on stderr and exit code 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except* HeadraceError as group:
+            for error in _leaves(group):
+                click.echo(f"headrace: {error}", err=True)
+            sys.exit(_USAGE_ERROR)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(installed_version("headrace"), prog_name="headrace")
+def main() -> None:
+    """Headrace serves models over the Open Inference Protocol.
+
+    \b
+    Examples:
+      headrace demo                      classify files with a real model
+      headrace serve ./models            serve a model repository on 127.0.0.1:8080
+      headrace check-settings my.toml    say whether a settings file would start
+    """
+
+
+_settings_option = click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    envvar="HEADRACE_SETTINGS",
+    help="TOML file with settings; HEADRACE_<SECTION>__<KEY> variables override it.",
+)
+
+
+@main.command()
+@click.argument("models_dir", type=click.Path(path_type=Path))
+@_settings_option
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--http-port", type=int, help="HTTP port; 0 takes a free one.  [default: 8080]")
+@click.option("--grpc-port", type=int, help="gRPC port; 0 takes a free one.  [default: 8081]")
+@click.option("--poll", type=float, metavar="SECONDS", help="Look for changed models this often.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-format", type=click.Choice(["auto", "json", "pretty"]))
+@_plain_errors
+def serve(  # noqa: PLR0913 - one parameter per option
+    models_dir: Path,
+    settings_file: Path | None,
+    host: str | None,
+    http_port: int | None,
+    grpc_port: int | None,
+    poll: float | None,
+    log_level: str | None,
+    log_format: str | None,
+) -> None:
+    """Serve every model of the repository MODELS_DIR.
+
+    The repository is laid out as Triton's: MODELS_DIR/<model>/<version>/model.onnx or model.py,
+    with an optional config.toml or config.pbtxt beside the versions.
+
+    \b
+    Examples:
+      headrace serve ./models
+      headrace serve ./models --http-port 9000 --poll 5
+      HEADRACE_LOG__LEVEL=debug headrace serve ./models --settings prod.toml
+    """
+    from headrace.compose.run import serve as run
+
+    settings = load(
+        settings_file,
+        environment=_environment(),
+        overrides=_overrides(
+            ("server", "host", host),
+            ("server", "http_port", http_port),
+            ("server", "grpc_port", grpc_port),
+            ("orchestrator", "poll_s", poll),
+            ("log", "level", log_level),
+            ("log", "format", log_format),
+        ),
+    )
+    run(settings, models_dir, version=installed_version("headrace"))
+
+
+@main.command("check-settings")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@_plain_errors
+def check_settings(file: Path | None) -> None:
+    """Say whether FILE and the environment are settings that would start, and print them all.
+
+    \b
+    Examples:
+      headrace check-settings prod.toml
+      HEADRACE_SERVER__HTTP_PORT=80 headrace check-settings
+    """
+    from headrace.compose.checks import check_exposure
+
+    settings = load(file, environment=_environment())
+    check_exposure(settings)
+    click.echo(_as_toml(settings))
+
+
+@main.command()
+@click.argument("name")
+def token(name: str) -> None:
+    """Make a token for the caller NAME and print the setting that admits it.
+
+    The token is printed once and stored nowhere; the setting holds its SHA-256 only.
+    """
+    secret = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    click.echo(f"token:   {secret}")
+    click.echo(f'setting: [authentication.tokens]\n         {msgspec.json.encode(name).decode()} = "{digest}"')
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave the platform running and print how to call it.")
+@click.option("--http-port", type=int, default=0, help="HTTP port.  [default: a free one]")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_plain_errors
+def demo(*, keep: bool, http_port: int, files: tuple[Path, ...]) -> None:
+    """Serve a real file-type classifier and ask it about FILES (this folder's, if none).
+
+    \b
+    Examples:
+      headrace demo
+      headrace demo ~/Downloads/*
+      headrace demo --keep --http-port 8080
+    """
+    from headrace.compose.demo import run
+
+    run(files, keep=keep, http_port=http_port, version=installed_version("headrace"))
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "HEADRACE_SETTINGS"}
+
+
+def _overrides(*given: tuple[str, str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for section, key, value in given:
+        if value is not None:
+            tree.setdefault(section, {})[key] = value
+    return tree
+
+
+def _as_toml(settings: Settings) -> str:
+    lines = []
+    for section, values in msgspec.to_builtins(settings).items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines).rstrip()

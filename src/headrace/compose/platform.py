@@ -1,0 +1,245 @@
+"""The whole platform in one process: built, started, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import headrace.adapters.triton_config as triton_config
+from headrace.adapters.model_folder import ModelFolder
+from headrace.adapters.onnx import OnnxLoader
+from headrace.adapters.python_model import PythonModelLoader
+from headrace.compose.checks import check_exposure
+from headrace.domain.models import Platform as ModelPlatform
+from headrace.gateway.authentication import TokenAuthentication
+from headrace.gateway.gateway import Gateway
+from headrace.gateway.metrics import GatewayMetrics
+from headrace.orchestrator.lifecycle import Models
+from headrace.orchestrator.metrics import OrchestratorMetrics
+from headrace.orchestrator.orchestrator import Orchestrator
+from headrace.ports.executor import ExecutorLoader
+from headrace.ports.model_control import ModelDescription
+from headrace.router.router import Router
+from headrace.settings import Settings
+from headrace.telemetry.access_log import AccessLog
+from headrace.telemetry.metrics import Metrics
+from headrace.telemetry.trace_context import RequestIds
+from headrace.transport.application import HttpApplication
+from headrace.transport.http.server import HttpServer
+from headrace.transport.oip_rest.control import ControlWire
+from headrace.transport.oip_rest.infer import InferWire
+from headrace.transport.oip_rest.server_settings import RequestTimelines
+from headrace.transport.operations import OperationsWire
+
+_logger = logging.getLogger(__name__)
+_FLUSH_S: Final = 0.2
+
+
+class Platform:
+    """Gateway, router and orchestrator over one model folder, served over HTTP."""
+
+    def __init__(self, settings: Settings, models: Path, *, version: str, log: TextIO) -> None:
+        check_exposure(settings)
+        self.settings = settings
+        self.version = version
+        self._started = time.monotonic()
+        self._starting = True
+        self._stopping = False
+        self._log_stream = log
+        self.metrics = Metrics(version=version)
+        self._folder = ModelFolder(models)
+        self._authenticate = TokenAuthentication(settings.authentication)
+        self._access_log = AccessLog(settings=settings.log, stream=log, clock=time.time)
+        orchestrator_metrics = OrchestratorMetrics(self.metrics)
+        loaders: Mapping[ModelPlatform, ExecutorLoader] = {
+            "onnxruntime_onnx": OnnxLoader(
+                default_max_batch_size=settings.orchestrator.default_max_batch_size
+            ),
+            "python": PythonModelLoader(),
+        }
+        self.models = Models(
+            self._folder,
+            loaders=loaders,
+            settings=settings.orchestrator,
+            metrics=orchestrator_metrics,
+        )
+        self.metrics.observe(self.models.observe)
+        self.gateway = Gateway(
+            Router([Orchestrator(self.models)]),
+            settings=settings.gateway,
+            metrics=GatewayMetrics(self.metrics),
+            clock=time.monotonic,
+        )
+        self._connections = self.metrics.gauge(
+            "headrace_http_connections", "Open HTTP connections."
+        ).labels()
+        self._refusals = self.metrics.counter(
+            "headrace_http_refusals_total",
+            "Requests and connections that the HTTP layer refused by itself, by status.",
+            ("status",),
+        )
+        self._http: HttpServer | None = None
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        """Host and port as bound."""
+        assert self._http is not None, "the platform is not started"  # noqa: S101
+        return self._http.address
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen, load the models, and on leaving drain and close.
+
+        Raises:
+            InvalidSettings: the port is taken, the model folder is missing.
+        """
+        self._folder.require()
+        async with asyncio.TaskGroup() as tasks:
+            application = self._application()
+            server = self.settings.server
+            self._http = await HttpServer.listen(
+                application,
+                address=(server.host, server.http_port),
+                limits=self.settings.http,
+                tasks=tasks,
+            )
+            self.metrics.observe(self._observe_http)
+            flusher = tasks.create_task(self._flush_access_log())
+            poller = None
+            try:
+                await self.models.load_all()
+                self._starting = False
+                self._say_ready()
+                if self.settings.orchestrator.poll_s:
+                    poller = tasks.create_task(self._poll())
+                # what was made until now stays: the collector need not look at it again
+                gc.collect()
+                gc.freeze()
+                yield
+            finally:
+                await self._stop(poller)
+                flusher.cancel()
+
+    async def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: signal.Signals) -> None:
+            _logger.info("%s: draining", number.name)
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        async with self.running():
+            await stop.wait()
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether an inference sent now would be tried, and the details behind it."""
+        unready = {
+            f"{entry.name}/{entry.version}" if entry.version else entry.name: entry.reason
+            for entry in self.models.index()
+            if entry.state != "READY"
+        }
+        served = list(self.models.all_versions())
+        hung = [f"{v.model}/{v.version}" for v in served if not v.ready]
+        can_run = any(v.ready for v in served) or not (served or unready)
+        if self._stopping:
+            status = "draining"
+        elif self._starting:
+            status = "starting"
+        else:
+            status = "ok" if can_run else "no model can run"
+        return status == "ok", {
+            "status": status,
+            "version": self.version,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "models_ready": len(served) - len(hung),
+            "models_hung": hung,
+            "models_not_ready": unready,
+        }
+
+    def _application(self) -> HttpApplication:
+        ids = RequestIds()
+        timelines = RequestTimelines()
+        infer = InferWire(
+            self.gateway,
+            max_body_bytes=self.settings.http.max_body_bytes,
+            clock=time.monotonic,
+            authenticate=self._authenticate,
+            ids=ids,
+            access_log=self._access_log,
+            timelines=timelines,
+        )
+        control = ControlWire(
+            self.models,
+            version=self.version,
+            ready=lambda: self.health()[0],
+            config_json=_config_json,
+            timelines=timelines,
+        )
+        operations = OperationsWire(metrics=self.metrics, health=self.health)
+        return HttpApplication(
+            infer,
+            [*control.routes(), *operations.routes()],
+            authenticate=self._authenticate,
+            ids=ids,
+            access_log=self._access_log,
+        )
+
+    def _say_ready(self) -> None:
+        host, port = self.http_address
+        ready, detail = self.health()
+        _logger.info(
+            "serving on http://%s:%d", f"[{host}]" if ":" in host else host, port,
+            extra={"ready": ready, "models": detail["models_ready"],
+                   "start_s": round(time.monotonic() - self._started, 3)},
+        )  # fmt: skip
+        if not self.settings.authentication.tokens:
+            _logger.warning("no token is asked for: every caller on this machine is 'anonymous'")
+
+    async def _stop(self, poller: asyncio.Task[None] | None) -> None:
+        self._stopping = True
+        if poller is not None:
+            poller.cancel()
+        server = self.settings.server
+        if server.drain_delay_s:
+            await asyncio.sleep(server.drain_delay_s)
+        self.gateway.draining = True
+        if self._http is not None and not await self._http.drain(server.drain_grace_s):
+            _logger.warning("requests were cut off after %s s", server.drain_grace_s)
+        await self.models.close()
+        self._access_log.close()
+        _logger.info("stopped")
+
+    async def _flush_access_log(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self._access_log.flush()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.orchestrator.poll_s)
+            try:
+                await self.models.poll()
+            except Exception:
+                _logger.exception("the model folder could not be polled")
+
+    def _observe_http(self) -> None:
+        assert self._http is not None  # noqa: S101 - registered after it was made
+        self._connections.value = self._http.open_connections
+        for status, count in self._http.refusals.items():
+            self._refusals.labels(str(status)).value = count
+
+
+def _config_json(model: ModelDescription) -> Mapping[str, Any]:
+    return triton_config.to_json_object(model.config, model.signature, model.max_batch_size)

@@ -1,0 +1,108 @@
+"""The one tree of errors. Each class has a stable code; `transport/status.py` maps codes to wires."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """An outcome that a client or an operator is told about, with a sentence that says what to do.
+
+    `retry_after_s` is a hint in seconds, present where waiting may help.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(HeadraceError):
+    """The client sent something that can never succeed as it stands."""
+
+    code = "invalid_request"
+
+
+class Unauthenticated(HeadraceError):
+    """No credential, or none that is known. The message never says which part was wrong."""
+
+    code = "unauthenticated"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body, received or decompressed, is over the configured limit."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body's Content-Encoding is not one the platform decodes."""
+
+    code = "unsupported_encoding"
+
+
+class Unsupported(HeadraceError):
+    """A known feature of the protocol that this platform deliberately does not offer."""
+
+    code = "unsupported"
+
+
+class UnknownModel(HeadraceError):
+    """No model, or no version of it, under that name."""
+
+    code = "model_not_found"
+
+
+class ModelNotReady(HeadraceError):
+    """The model exists, but nothing can run it at this moment."""
+
+    code = "model_not_ready"
+    retryable = True
+
+
+class ModelLoadFailed(HeadraceError):
+    """A model's files or configuration cannot be served; the message is the reason."""
+
+    code = "model_load_failed"
+
+
+class ModelFailed(HeadraceError):
+    """The model raised, or answered something that does not fit its signature."""
+
+    code = "model_failed"
+
+
+class QueueFull(HeadraceError):
+    """The model's queue has no room; refused at once rather than answered late."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class QueueTimeout(HeadraceError):
+    """The request waited in the queue for longer than its queue policy allows."""
+
+    code = "queue_timeout"
+    retryable = True
+
+
+class DeadlineExceeded(HeadraceError):
+    """The request's deadline passed before an answer existed."""
+
+    code = "deadline_exceeded"
+
+
+class ShuttingDown(HeadraceError):
+    """This process is draining and takes no new work."""
+
+    code = "shutting_down"
+    retryable = True
+
+
+class InvalidSettings(HeadraceError):
+    """The configuration cannot start; the message names the key and what was expected."""
+
+    code = "invalid_settings"

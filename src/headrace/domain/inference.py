@@ -1,0 +1,73 @@
+"""A request for an inference and its answer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from headrace.domain.tensors import InferContent, Parameters, Tensor
+
+
+class Payload(Protocol):
+    """A request's body as its wire received it."""
+
+    def decode(self) -> InferContent:
+        """Decode the whole body.
+
+        Raises:
+            InvalidRequest: the body is not a well-formed inference request.
+        """
+        ...
+
+    def parameters(self) -> Parameters:
+        """The request's own parameters, without decoding tensors where that can be avoided."""
+        ...
+
+
+class InferRequest:
+    """One inference asked of one model. Lazy: tensors are decoded when first asked for.
+
+    `version` is "" where the client named none.
+    """
+
+    __slots__ = ("_content", "_payload", "model", "version")
+
+    def __init__(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        payload: Payload | None = None,
+        content: InferContent | None = None,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self._payload = payload
+        self._content = content
+
+    @property
+    def content(self) -> InferContent:
+        """The decoded request. Raises InvalidRequest if the body is malformed."""
+        content = self._content
+        if content is None:
+            assert self._payload is not None, "a request has a payload or a content"  # noqa: S101
+            content = self._content = self._payload.decode()
+        return content
+
+    @property
+    def parameters(self) -> Parameters:
+        """The request's parameters; tensors stay undecoded. Raises InvalidRequest."""
+        if self._content is None and self._payload is not None:
+            return self._payload.parameters()
+        return self.content.parameters
+
+
+class InferResponse(msgspec.Struct, gc=False):
+    """The outputs of one request, by the version that ran it."""
+
+    model: str
+    version: str
+    outputs: list[Tensor]
+    id: str = ""
+    parameters: Parameters = {}

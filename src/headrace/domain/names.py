@@ -1,0 +1,36 @@
+"""Names of models and versions, and the order of versions."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from headrace.domain.errors import InvalidRequest
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+RULE: Final = "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a model or a version."""
+    return _NAME.fullmatch(text) is not None
+
+
+def require_name(kind: str, text: str) -> str:
+    """Return `text` if it may name a `kind` ("model", "version").
+
+    Raises:
+        InvalidRequest: it may not; the message quotes at most 64 characters of it, escaped.
+    """
+    if _NAME.fullmatch(text) is None:
+        shown = ascii(text[:64])
+        msg = f"{kind} name {shown} is not allowed: it must be {RULE}"
+        raise InvalidRequest(msg)
+    return text
+
+
+def version_order(version: str) -> tuple[int, int, str]:
+    """Sort key of versions: numbers by value, after them other names by the alphabet."""
+    if version.isdecimal():
+        return (0, int(version), version)
+    return (1, 0, version)

@@ -1,0 +1,1 @@
+"""Runs models on executors in this process: queueing, dynamic batching, versions' lives."""

@@ -1,0 +1,88 @@
+"""Running a batch: merge, run, split, and keep one request's failure to itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from headrace.domain.errors import HeadraceError, ModelFailed
+from headrace.domain.tensors import Array
+from headrace.orchestrator.pending import Pending
+from headrace.ports.executor import Arrays, Executor
+
+Outcome: TypeAlias = Sequence[Array] | HeadraceError
+
+
+class Execution(msgspec.Struct):
+    """What became of a batch; times are in nanoseconds."""
+
+    outcomes: list[Outcome]  # one per request, in order
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class BatchAxisMismatch(ModelFailed):
+    """An output's axis 0 is not the number of rows that went in."""
+
+
+def execute(executor: Executor, requests: Sequence[Pending], rows: int) -> Execution:
+    """Run `requests` as one batch of `rows` rows; blocks.
+
+    If a merged run fails, every request runs once more by itself, so that only the one at
+    fault sees the failure.
+    """
+    begun = time.perf_counter_ns()
+    if len(requests) == 1:
+        inputs = requests[0].inputs
+    else:
+        inputs = merge([request.inputs for request in requests])
+    merged = time.perf_counter_ns()
+    try:
+        outputs = executor.run(inputs)
+        ran = time.perf_counter_ns()
+        if len(requests) == 1:
+            if executor.max_batch_size:
+                _check_rows(outputs, rows)
+            outcomes: list[Outcome] = [outputs]
+        else:
+            outcomes = list(split(outputs, [request.rows for request in requests]))
+    except HeadraceError as error:
+        ran = time.perf_counter_ns()
+        if len(requests) == 1:
+            outcomes = [error]
+        else:
+            outcomes = [execute(executor, [r], r.rows).outcomes[0] for r in requests]
+    return Execution(outcomes, merged - begun, ran - merged, time.perf_counter_ns() - ran)
+
+
+def merge(inputs: Sequence[Arrays]) -> Arrays:
+    """Join requests along axis 0: inputs [n_i, ...] become one [sum(n_i), ...] per name."""
+    return {name: np.concatenate([each[name] for each in inputs]) for name in inputs[0]}
+
+
+def split(outputs: Sequence[Array], sizes: Sequence[int]) -> list[list[Array]]:
+    """Undo a merge: outputs [sum(sizes), ...] become one list of [sizes[i], ...] per request.
+
+    Raises:
+        BatchAxisMismatch: an output's axis 0 is not sum(sizes).
+    """
+    _check_rows(outputs, sum(sizes))
+    parts = []
+    at = 0
+    for size in sizes:
+        end = at + size
+        parts.append([output[at:end] for output in outputs])
+        at = end
+    return parts
+
+
+def _check_rows(outputs: Sequence[Array], rows: int) -> None:
+    for output in outputs:
+        if output.ndim == 0 or output.shape[0] != rows:
+            msg = f"the model answered an output of shape {list(output.shape)} to {rows} rows"
+            raise BatchAxisMismatch(msg)

@@ -1,0 +1,370 @@
+"""The models of this process: loading, replacing, unloading, and what is known of each.
+
+The table that requests look into is replaced as a whole at every change, so that a request sees
+one state or the other, and a version that is replaced finishes what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from headrace.domain.errors import (
+    HeadraceError,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotReady,
+    UnknownModel,
+)
+from headrace.domain.models import ModelConfig, Platform
+from headrace.domain.names import version_order
+from headrace.orchestrator.metrics import OrchestratorMetrics
+from headrace.orchestrator.served_version import ServedVersion
+from headrace.orchestrator.settings import OrchestratorSettings
+from headrace.orchestrator.warmup import warm_up
+from headrace.ports.executor import Executor, ExecutorLoader
+from headrace.ports.model_control import IndexEntry, ModelDescription
+from headrace.ports.repository import FoundModel, FoundVersion, ModelRepository
+
+_logger = logging.getLogger(__name__)
+_RETRY_AFTER_S: Final = 1.0
+_MANY_VERSIONS: Final = 10
+
+
+class State(enum.StrEnum):
+    """A version's state, in the words of Triton's repository index."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+class VersionRecord(msgspec.Struct):
+    """What is known of a version; `served` is set exactly while it can be asked."""
+
+    state: State
+    reason: str = ""
+    fingerprint: str = ""
+    served: ServedVersion | None = None
+
+
+class Models:
+    """All models of one repository. Every method runs on the event loop; loading is off it."""
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        *,
+        loaders: Mapping[Platform, ExecutorLoader],
+        settings: OrchestratorSettings,
+        metrics: OrchestratorMetrics,
+    ) -> None:
+        self._repository = repository
+        self._loaders = loaders
+        self._settings = settings
+        self._metrics = metrics
+        self._models: dict[str, dict[str, VersionRecord]] = {}
+        self._configs: dict[str, ModelConfig] = {}
+        self._problems: dict[str, str] = {}  # models that are unusable as a whole
+        self._unloaded: set[str] = set()  # on request: polling leaves them alone
+        self._overridden: set[str] = set()  # loaded with a configuration from the request
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._table: dict[tuple[str, str], ServedVersion] = {}
+
+    # --- asked by requests ---------------------------------------------------------------------
+
+    def get(self, model: str, version: str = "") -> ServedVersion:
+        """The version to ask; the newest ready one where `version` is "".
+
+        Raises:
+            UnknownModel: no such model or version.
+            ModelNotReady: it exists, and cannot run now.
+        """
+        served = self._table.get((model, version))
+        if served is None:
+            raise self._why_not(model, version)
+        return served
+
+    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing."""
+        served = self._table.get((model, version))
+        if served is None:
+            return self._why_not(model, version)
+        if served.ready:
+            return None
+        msg = (
+            f"model '{model}' is not ready: every instance of version {served.version} hangs "
+            "in a run that nobody waits for any more"
+        )
+        return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+
+    def describe(self, model: str, version: str = "") -> ModelDescription:
+        """See ModelControl.describe."""
+        served = self.get(model, version)
+        records = _ordered(self._models[model])
+        return ModelDescription(
+            model,
+            tuple(v for v, record in records if record.served is not None),
+            served.platform,
+            served.signature,
+            served.config,
+            served.max_batch_size,
+        )
+
+    def statistics(self, model: str = "", version: str = "") -> list[dict[str, Any]]:
+        """See ModelControl.statistics."""
+        if version:
+            chosen = [self.get(model, version)]
+        elif model:
+            self.get(model)
+            chosen = [served for served in self.all_versions() if served.model == model]
+        else:
+            chosen = list(self.all_versions())
+        return [s.scheduler.statistics.as_triton(s.model, s.version) for s in chosen]
+
+    def all_versions(self) -> Iterator[ServedVersion]:
+        """Every version that can be asked, by model and version."""
+        for _, records in sorted(self._models.items()):
+            for _, record in _ordered(records):
+                if record.served is not None:
+                    yield record.served
+
+    def index(self) -> list[IndexEntry]:
+        """See ModelControl.index."""
+        entries = []
+        for name in sorted({*self._models, *self._problems, *self._unloaded}):
+            records = self._models.get(name, {})
+            entries += [
+                IndexEntry(name, version, record.state.value, record.reason)
+                for version, record in _ordered(records)
+            ]
+            if not records:
+                reason = self._problems.get(name, "unloaded")
+                entries.append(IndexEntry(name, "", State.UNAVAILABLE.value, reason))
+        return entries
+
+    # --- asked by operators ---------------------------------------------------------------------
+
+    async def load_all(self) -> None:
+        """Load every model of the repository; a model that fails leaves the others alone."""
+        for name in await asyncio.to_thread(self._repository.names):
+            await self._refresh(name)
+
+    async def poll(self) -> None:
+        """Bring the process in line with the repository: new, changed and removed models."""
+        names = await asyncio.to_thread(self._repository.names)
+        gone = {*self._models, *self._problems} - set(names)
+        for name in sorted({*names, *gone} - self._unloaded):
+            await self._refresh(name)
+
+    async def load(self, model: str, *, config_json: bytes | None = None) -> None:
+        """See ModelControl.load. Versions in use are replaced without dropping a request."""
+        async with self._lock(model):
+            found = await asyncio.to_thread(
+                self._repository.find, model, config_json=config_json
+            )
+            if found is None:
+                msg = f"failed to load '{model}', no such model in the model repository"
+                raise InvalidRequest(msg)
+            self._unloaded.discard(model)
+            (self._overridden.add if config_json else self._overridden.discard)(model)
+            await self._apply(found, reload=True)
+        records = self._models.get(model, {})
+        if not any(record.served for record in records.values()):
+            reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
+            reason = self._problems.get(model) or "; ".join(reasons) or "it has no versions"
+            msg = f"failed to load '{model}': {reason}"
+            raise ModelLoadFailed(msg)
+
+    async def unload(self, model: str) -> None:
+        """See ModelControl.unload."""
+        async with self._lock(model):
+            if model not in self._models and model not in self._problems:
+                if model in self._unloaded:
+                    return
+                raise UnknownModel(_not_found(model))
+            self._unloaded.add(model)
+            self._overridden.discard(model)
+            self._problems.pop(model, None)
+            await asyncio.gather(*self._drop(model, list(self._models.get(model, {}))))
+            self._models.pop(model, None)
+
+    async def close(self) -> None:
+        """Unload everything, without waiting for hung instances longer than the drain time."""
+        for name in list(self._models):
+            self._drop(name, list(self._models[name]))
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=self._settings.drain_s)
+
+    def observe(self) -> None:
+        """Set the gauges; called before a scrape."""
+        for served in self.all_versions():
+            served.metrics.queue_depth.value = len(served.scheduler.queue)
+            served.metrics.hung.value = served.scheduler.hung
+            self._metrics.ready.labels(served.model, served.version).value = int(served.ready)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _lock(self, model: str) -> asyncio.Lock:
+        return self._locks.setdefault(model, asyncio.Lock())
+
+    async def _refresh(self, model: str) -> None:
+        if model in self._overridden:
+            return
+        async with self._lock(model):
+            found = await asyncio.to_thread(self._repository.find, model)
+            if found is not None:
+                await self._apply(found, reload=False)
+                return
+            _logger.info("model %s is gone from the repository", model)
+            self._problems.pop(model, None)
+            self._drop(model, list(self._models.get(model, {})))
+            self._models.pop(model, None)
+
+    async def _apply(self, found: FoundModel, *, reload: bool) -> None:
+        """Make what is served of a model what was found of it."""
+        name = found.name
+        if found.problem:
+            if self._problems.get(name) != found.problem:
+                _logger.error("model %s cannot be served: %s", name, found.problem)
+            self._problems[name] = found.problem
+            self._drop(name, list(self._models.get(name, {})))
+            self._models.pop(name, None)
+            return
+        self._problems.pop(name, None)
+        self._configs[name] = found.config
+        records = self._models.setdefault(name, {})
+        wanted = {*found.versions, *found.problems}
+        self._drop(name, [version for version in records if version not in wanted])
+        for version, problem in found.problems.items():
+            if version in records:
+                self._drop(name, [version])
+            records[version] = VersionRecord(State.UNAVAILABLE, problem)
+        for version, seen in sorted(found.versions.items(), key=lambda v: version_order(v[0])):
+            known = records.get(version)
+            if known is not None and known.fingerprint == seen.fingerprint and not reload:
+                continue
+            await self._load_version(name, version, seen)
+
+    async def _load_version(self, name: str, version: str, found: FoundVersion) -> None:
+        records = self._models[name]
+        before = records.get(version)
+        old = before.served if before is not None else None
+        records[version] = VersionRecord(State.LOADING, "", found.fingerprint, old)
+        begun = time.monotonic()
+        try:
+            served = await self._make(name, version, found)
+        except ModelLoadFailed as error:
+            _logger.error("model %s version %s cannot be served: %s", name, version, error)  # noqa: TRY400
+            self._metrics.loads.labels(name, "failed").value += 1
+            if old is not None:  # what worked goes on working
+                reason = f"a newer state of its files cannot be loaded: {error.message}"
+                records[version] = VersionRecord(State.READY, reason, found.fingerprint, old)
+            else:
+                records[version] = VersionRecord(
+                    State.UNAVAILABLE, error.message, found.fingerprint
+                )
+            return
+        self._metrics.loads.labels(name, "ready").value += 1
+        records[version] = VersionRecord(State.READY, "", found.fingerprint, served)
+        self._rebuild_table()
+        _logger.info(
+            "model %s version %s is ready", name, version,
+            extra={"load_s": round(time.monotonic() - begun, 3), "platform": served.platform},
+        )  # fmt: skip
+        if old is not None:
+            self._retire(old)
+
+    async def _make(self, name: str, version: str, found: FoundVersion) -> ServedVersion:
+        loader = self._loaders[found.source.platform]
+        executors: Sequence[Executor] = await asyncio.to_thread(loader.load, found.source)
+        served = ServedVersion(
+            model=name,
+            version=version,
+            platform=found.source.platform,
+            config=found.source.config,
+            executors=executors,
+            queue_limit=self._settings.max_queue_size,
+            loop=asyncio.get_running_loop(),
+            metrics=self._metrics.version(name, version),
+        )
+        try:
+            await asyncio.to_thread(
+                warm_up, executors, found.source, times=served.scheduler.times
+            )
+        except ModelLoadFailed:
+            served.scheduler.close()
+            raise
+        return served
+
+    def _drop(self, name: str, versions: list[str]) -> list[asyncio.Task[None]]:
+        """Take versions out of the table now, and let them end in their own time."""
+        records = self._models.get(name, {})
+        retired = [records.pop(version).served for version in versions]
+        self._rebuild_table()
+        tasks = [self._retire(served) for served in retired if served is not None]
+        for version in versions:
+            self._metrics.forget(name, version)
+        return tasks
+
+    def _retire(self, served: ServedVersion) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._end(served))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return task
+
+    async def _end(self, served: ServedVersion) -> None:
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await served.scheduler.drain()
+        except TimeoutError:
+            _logger.warning(
+                "model %s version %s is unloaded with %d requests unfinished",
+                served.model, served.version, served.scheduler.in_flight,
+            )  # fmt: skip
+        served.scheduler.close()
+
+    def _rebuild_table(self) -> None:
+        table = {}
+        for name, records in self._models.items():
+            for version, record in _ordered(records):
+                if record.served is not None:
+                    table[name, version] = table[name, ""] = record.served
+        self._table = table
+
+    def _why_not(self, model: str, version: str) -> HeadraceError:
+        records = self._models.get(model)
+        if records is None:
+            if model in self._problems:
+                msg = f"model '{model}' cannot be served: {self._problems[model]}"
+                return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+            return UnknownModel(_not_found(model))
+        if version and version not in records:
+            known = [v for v, _ in _ordered(records)]
+            shown = ", ".join(known[-_MANY_VERSIONS:])
+            msg = (
+                f"Request for unknown model: '{model}' version {version} is not found; "
+                f"it has versions {shown}"
+            )
+            return UnknownModel(msg)
+        record = records.get(version) or (_ordered(records)[-1][1] if records else None)
+        state = record.state.value.lower() if record is not None else "without versions"
+        reason = f": {record.reason}" if record is not None and record.reason else ""
+        msg = f"model '{model}' is not ready, it is {state}{reason}"
+        return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+
+
+def _not_found(model: str) -> str:
+    return f"Request for unknown model: '{model}' is not found"
+
+
+def _ordered(records: Mapping[str, VersionRecord]) -> list[tuple[str, VersionRecord]]:
+    return sorted(records.items(), key=lambda item: version_order(item[0]))

@@ -1,0 +1,80 @@
+"""The orchestrator's metrics, per version."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from headrace.telemetry.metrics import Counter, Gauge, Histogram, Metrics
+
+_SECONDS: Final = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+_ROWS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+class VersionMetrics(msgspec.Struct):
+    """The children of one version, held by its scheduler."""
+
+    queue_seconds: Histogram
+    batch_rows: Histogram
+    executor_seconds: Histogram
+    abandoned: Counter
+    queue_depth: Gauge
+    hung: Gauge
+
+
+class OrchestratorMetrics:
+    """The families; every version takes its children from here and gives them back."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        labels = ("model", "version")
+        self._queue_seconds = metrics.histogram(
+            "headrace_queue_seconds", "Time from admission to the start of its run.", labels,
+            buckets=_SECONDS,
+        )  # fmt: skip
+        self._batch_rows = metrics.histogram(
+            "headrace_batch_rows", "Rows of each run.", labels, buckets=_ROWS
+        )
+        self._executor_seconds = metrics.histogram(
+            "headrace_executor_seconds", "Time that a run took in the executor.", labels,
+            buckets=_SECONDS,
+        )  # fmt: skip
+        self._abandoned = metrics.counter(
+            "headrace_executor_abandoned_total",
+            "Requests whose deadline passed while the executor worked on them.",
+            labels,
+        )
+        self._queue_depth = metrics.gauge(
+            "headrace_queue_requests", "Requests that wait for a run.", labels
+        )
+        self._hung = metrics.gauge(
+            "headrace_executor_hung_instances",
+            "Instances that work on although every request they work for has been given up.",
+            labels,
+        )
+        self.loads = metrics.counter(
+            "headrace_model_loads_total", "Loads of versions by outcome.", ("model", "outcome")
+        )
+        self.ready = metrics.gauge(
+            "headrace_model_ready", "1 where the version can run a request now.", labels
+        )
+
+    def version(self, model: str, version: str) -> VersionMetrics:
+        """The children of a version."""
+        labels = (model, version)
+        return VersionMetrics(
+            self._queue_seconds.labels(*labels),
+            self._batch_rows.labels(*labels),
+            self._executor_seconds.labels(*labels),
+            self._abandoned.labels(*labels),
+            self._queue_depth.labels(*labels),
+            self._hung.labels(*labels),
+        )
+
+    def forget(self, model: str, version: str) -> None:
+        """Remove the gauges of a version that is gone; its counts stay, as counts do."""
+        for family in (self._queue_depth, self._hung, self.ready):
+            family.remove(model, version)

@@ -1,0 +1,23 @@
+"""The orchestrator: the last InferenceService of the chain, on the models of this process."""
+
+from __future__ import annotations
+
+from headrace.domain.calls import Call
+from headrace.domain.errors import HeadraceError
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.orchestrator.lifecycle import Models
+
+
+class Orchestrator:
+    """Answers requests with the models that are loaded here."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        """Run the request on the version it names, or on the newest."""
+        return await self._models.get(request.model, request.version).infer(request, call)
+
+    def obstacle(self, model: str, version: str) -> HeadraceError | None:
+        """What stands in the way of a request now; None: it would be run."""
+        return self._models.obstacle(model, version)

@@ -1,0 +1,86 @@
+"""The queue of one version: levels of urgency, bounded in length and in waiting time."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from headrace.domain.errors import QueueFull
+from headrace.domain.models import Batching, QueuePolicy
+from headrace.orchestrator.pending import Pending
+
+#: Levels of a model that configures none: 1 urgent, 2 normal, 3 whenever there is room (batch).
+DEFAULT_LEVELS: Final = 3
+DEFAULT_LEVEL: Final = 2
+_RETRY_AFTER_S: Final = 1.0
+
+
+class RequestQueue:
+    """Requests by level, first come first served within one. No I/O, no clock of its own."""
+
+    def __init__(self, batching: Batching | None, *, limit: int) -> None:
+        self._batching = batching or Batching()
+        self._limit = limit
+        levels = self._batching.priority_levels or DEFAULT_LEVELS
+        default = self._batching.default_priority if self._batching.priority_levels else 0
+        self._default_level = default or min(DEFAULT_LEVEL, levels)
+        self._levels: dict[int, OrderedDict[Pending, None]] = {
+            level: OrderedDict() for level in range(1, levels + 1)
+        }
+        self._delayed: OrderedDict[Pending, None] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Pending]:
+        """All requests, the most urgent first; those past their queue time-out last."""
+        for level in self._levels.values():
+            yield from level
+        yield from self._delayed
+
+    def level(self, priority: int) -> int:
+        """The level for a request's priority; 0 and unknown ones get the default, as in Triton."""
+        return priority if priority in self._levels else self._default_level
+
+    def queue_timeout_s(self, level: int, asked_us: int) -> float:
+        """How long a request of `level` may wait; `asked_us` is its own wish, 0 for none."""
+        policy = self._batching.policy(level)
+        timeout_us = policy.default_timeout_us
+        if policy.allow_timeout_override and asked_us:
+            timeout_us = min(timeout_us, asked_us) if timeout_us else asked_us
+        return timeout_us / 1e6 if timeout_us else math.inf
+
+    def policy(self, level: int) -> QueuePolicy:
+        """The policy of a level."""
+        return self._batching.policy(level)
+
+    def push(self, request: Pending) -> None:
+        """Add at the end of its level.
+
+        Raises:
+            QueueFull: the level, or the queue as a whole, has no room.
+        """
+        level = self._levels[request.level]
+        limit = self._batching.policy(request.level).max_queue_size
+        if self._length >= self._limit or (limit and len(level) >= limit):
+            msg = "Exceeds maximum queue size"
+            raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
+        level[request] = None
+        self._length += 1
+
+    def discard(self, request: Pending) -> None:
+        """Take a request out, wherever it stands; harmless if it is not in."""
+        line = self._delayed if request.delayed else self._levels[request.level]
+        if request in line:
+            del line[request]
+            self._length -= 1
+
+    def delay(self, request: Pending) -> None:
+        """Put a request behind all others: its queue time is over, and its policy says "delay"."""
+        self.discard(request)
+        request.delayed = True
+        self._delayed[request] = None
+        self._length += 1

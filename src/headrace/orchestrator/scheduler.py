@@ -1,0 +1,275 @@
+"""Brings the waiting requests of one version to its instances.
+
+All of it runs on the event loop; only long executions leave it for an instance's thread. A
+request costs one future; timers are armed only for those that outlive the loop's turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from headrace.domain.errors import DeadlineExceeded, HeadraceError, QueueTimeout
+from headrace.domain.models import Batching
+from headrace.domain.tensors import Array
+from headrace.orchestrator.batching import Run, Wait, plan
+from headrace.orchestrator.execution import Execution
+from headrace.orchestrator.execution_time import ExecutionTime
+from headrace.orchestrator.instance import Instance
+from headrace.orchestrator.metrics import VersionMetrics
+from headrace.orchestrator.pending import Pending
+from headrace.orchestrator.queue import RequestQueue
+from headrace.orchestrator.statistics import BatchStatistics, VersionStatistics
+from headrace.ports.executor import Executor
+
+_INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a thread and back
+_HUNG_AFTER_S: Final = 1.0
+_HUNG_FACTOR: Final = 10.0  # ... and this many times the usual time of a run
+_RETRY_AFTER_S: Final = 1.0
+
+
+class Scheduler:
+    """The queue, the instances and the batching of one version."""
+
+    def __init__(
+        self,
+        executors: Sequence[Executor],
+        *,
+        label: str,
+        batching: Batching | None,
+        max_rows: int,
+        queue_limit: int,
+        loop: asyncio.AbstractEventLoop,
+        metrics: VersionMetrics,
+    ) -> None:
+        self.queue = RequestQueue(batching, limit=queue_limit)
+        self.times = ExecutionTime()
+        self.statistics = VersionStatistics()
+        self._metrics = metrics
+        self._batching = batching
+        self._max_rows = max_rows
+        self._adapts = batching is None or not (batching.preferred_sizes or batching.max_delay_us)
+        self._loop = loop
+        self._instances = [
+            Instance(executor, name=f"{label}-{i}", loop=loop, finished=self._finish)
+            for i, executor in enumerate(executors)
+        ]
+        self._idle = list(self._instances)
+        self._bounded = all(executor.bounded for executor in executors)
+        self._scheduled = False
+        self._delay: asyncio.TimerHandle | None = None
+        self._unarmed: list[Pending] = []
+        self._in_flight = 0
+        self._suspect = False  # a running request passed its deadline: an instance may hang
+        self._drained: list[asyncio.Future[None]] = []
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not answered."""
+        return self._in_flight
+
+    @property
+    def hung(self) -> int:
+        """Instances that work on long after the last one waiting for them has given up."""
+        if not self._suspect:
+            return 0
+        now = self._loop.time()
+        hung = sum(
+            instance.abandoned(now, self._hung_after(instance)) for instance in self._instances
+        )
+        self._suspect = any(instance.run is not None for instance in self._instances)
+        return hung
+
+    @property
+    def instances(self) -> int:
+        """How many instances there are."""
+        return len(self._instances)
+
+    async def submit(self, request: Pending) -> Sequence[Array]:
+        """Queue a request and wait for its outputs.
+
+        Raises:
+            QueueFull, QueueTimeout, DeadlineExceeded, ModelFailed, InvalidRequest.
+        """
+        self.queue.push(request)
+        self._in_flight += 1
+        self._unarmed.append(request)
+        if not self._scheduled:
+            # every request that this turn of the loop reads joins the batch
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+        try:
+            return await request.future
+        finally:
+            self._in_flight -= 1
+            if request.timer is not None:
+                request.timer.cancel()
+            if request.future.cancelled():
+                self.queue.discard(request)
+                self.statistics.cancel.add(int((self._loop.time() - request.enqueued) * 1e9))
+            if not self._in_flight and self._drained:
+                self._notify_drained()
+
+    async def drain(self) -> None:
+        """Wait until no request is in flight."""
+        if self._in_flight:
+            drained: asyncio.Future[None] = self._loop.create_future()
+            self._drained.append(drained)
+            await drained
+
+    def close(self) -> None:
+        """Release the executors; one that hangs is left to its daemon thread."""
+        if self._delay is not None:
+            self._delay.cancel()
+        for instance in self._instances:
+            instance.close()
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        queue, now = self.queue, self._loop.time()
+        while queue and self._idle:
+            rows = self.times.useful_rows(self._max_rows) if self._adapts else self._max_rows
+            decision = plan(queue, batching=self._batching, max_rows=rows, now=now)
+            if decision is None:
+                break
+            if isinstance(decision, Wait):
+                self._delay = self._loop.call_at(decision.until, self._dispatch)
+                break
+            run = self._take(decision, now)
+            if run is None:
+                continue
+            instance = self._idle.pop()
+            instance.run = run
+            instance.since = now
+            if self._bounded and self.times.predict(run.rows) < _INLINE_BELOW_S:
+                self._finish(instance, run, instance.run_here(run))
+                break  # let the loop read before the next batch is formed
+            instance.run_on_thread(run)
+        if self._unarmed:
+            for request in self._unarmed:
+                if not request.future.done():
+                    self._arm(request)
+            self._unarmed.clear()
+
+    def _take(self, run: Run, now: float) -> Run | None:
+        """Take the run's requests out of the queue; None where one of them came too late."""
+        late = False
+        for request in run.requests:
+            if request.deadline <= now or request.future.done():
+                late = True
+                self.queue.discard(request)
+                _fail(request, _deadline_exceeded())
+        if late:
+            return None
+        for request in run.requests:
+            self.queue.discard(request)
+            request.running = True
+        return run
+
+    def _finish(self, instance: Instance, run: Run, execution: Execution) -> None:
+        instance.run = None
+        self._idle.append(instance)
+        self._record(instance, run, execution)
+        for request, outcome in zip(run.requests, execution.outcomes, strict=True):
+            if isinstance(outcome, HeadraceError):
+                _fail(request, outcome)
+            elif not request.future.done():
+                request.future.set_result(outcome)
+        if self.queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _record(self, instance: Instance, run: Run, execution: Execution) -> None:
+        statistics, metrics = self.statistics, self._metrics
+        infer_s = execution.infer_ns / 1e9
+        statistics.execution_count += 1
+        statistics.last_inference_ms = time.time_ns() // 1_000_000
+        batch = statistics.batches.get(run.rows)
+        if batch is None:
+            batch = statistics.batches[run.rows] = BatchStatistics()
+        batch.compute_input.add(execution.input_ns)
+        batch.compute_infer.add(execution.infer_ns)
+        batch.compute_output.add(execution.output_ns)
+        metrics.batch_rows.observe(run.rows)
+        metrics.executor_seconds.observe(infer_s)
+        since, observe = instance.since, metrics.queue_seconds.observe
+        failed = 0
+        waited = 0.0
+        for request, outcome in zip(run.requests, execution.outcomes, strict=True):
+            wait = since - request.enqueued
+            waited += wait
+            observe(wait)
+            if isinstance(outcome, HeadraceError):
+                failed += 1
+        count = len(run.requests)
+        total_ns = execution.input_ns + execution.infer_ns + execution.output_ns
+        succeeded = count - failed
+        if failed:
+            statistics.fail.add(failed * total_ns, failed)
+        else:
+            self.times.observe(run.rows, infer_s)
+            statistics.inference_count += run.rows
+        if failed and succeeded:
+            outcomes = zip(run.requests, execution.outcomes, strict=True)
+            statistics.inference_count += sum(
+                r.rows for r, o in outcomes if not isinstance(o, HeadraceError)
+            )
+        if succeeded:
+            waited_ns = int(waited * 1e9)
+            statistics.success.add(waited_ns + succeeded * total_ns, succeeded)
+            statistics.queue.add(waited_ns, succeeded)
+            statistics.compute_input.add(succeeded * execution.input_ns, succeeded)
+            statistics.compute_infer.add(succeeded * execution.infer_ns, succeeded)
+            statistics.compute_output.add(succeeded * execution.output_ns, succeeded)
+
+    def _arm(self, request: Pending) -> None:
+        expires = request.deadline
+        if not (request.running or request.delayed):
+            expires = min(expires, request.queue_expires)
+        if expires != math.inf:
+            request.timer = self._loop.call_at(expires, self._expire, request)
+
+    def _expire(self, request: Pending) -> None:
+        request.timer = None
+        if request.future.done():
+            return
+        if self._loop.time() >= request.deadline:
+            if request.running:
+                self._suspect = True
+                self._metrics.abandoned.value += 1
+            self.queue.discard(request)
+            _fail(request, _deadline_exceeded())
+        elif request.running:
+            self._arm(request)  # its time in the queue is over, and so is its waiting there
+        elif self.queue.policy(request.level).timeout_action == "delay":
+            self.queue.delay(request)
+            self._arm(request)
+        else:
+            self.queue.discard(request)
+            msg = "Request timeout expired"
+            _fail(request, QueueTimeout(msg, retry_after_s=_RETRY_AFTER_S))
+
+    def _hung_after(self, instance: Instance) -> float:
+        usual = self.times.predict(instance.run.rows) if instance.run is not None else 0.0
+        return max(_HUNG_AFTER_S, _HUNG_FACTOR * usual if usual != math.inf else 0.0)
+
+    def _notify_drained(self) -> None:
+        waiters, self._drained = self._drained, []
+        for drained in waiters:
+            if not drained.done():
+                drained.set_result(None)
+
+
+def _fail(request: Pending, error: HeadraceError) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)
+
+
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the model answered")

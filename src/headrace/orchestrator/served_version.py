@@ -1,0 +1,109 @@
+"""One loaded version of one model, ready to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from headrace.domain.calls import Call
+from headrace.domain.errors import DeadlineExceeded
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.models import ModelConfig, Platform, Signature
+from headrace.domain.tensors import Array, InferContent, Tensor
+from headrace.orchestrator.classification import classify
+from headrace.orchestrator.metrics import VersionMetrics
+from headrace.orchestrator.pending import Pending
+from headrace.orchestrator.scheduler import Scheduler
+from headrace.orchestrator.validation import RequestCheck
+from headrace.ports.executor import Executor
+
+
+class ServedVersion:
+    """Checks a request against the signature, has it run, and names the outputs."""
+
+    def __init__(  # noqa: PLR0913 - assembled in one place
+        self,
+        *,
+        model: str,
+        version: str,
+        platform: Platform,
+        config: ModelConfig,
+        executors: Sequence[Executor],
+        queue_limit: int,
+        loop: asyncio.AbstractEventLoop,
+        metrics: VersionMetrics,
+    ) -> None:
+        executor = executors[0]
+        self.model = model
+        self.version = version
+        self.platform = platform
+        self.config = config
+        self.signature: Signature = executor.signature
+        self.max_batch_size = executor.max_batch_size
+        self.scheduler = Scheduler(
+            executors,
+            label=f"{model}-{version}",
+            batching=config.batching,
+            max_rows=max(executor.max_batch_size, 1),
+            queue_limit=queue_limit,
+            loop=loop,
+            metrics=metrics,
+        )
+        self.metrics = metrics
+        self._loop = loop
+        self._check = RequestCheck(model, self.signature, max_batch_size=self.max_batch_size)
+        self._outputs = [(spec.name, spec.datatype) for spec in self.signature.outputs]
+        self._labels = {spec.name: spec.labels for spec in self.signature.outputs}
+        self._max_timeout_s = config.max_timeout_s or math.inf
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be run: some instance is not hung."""
+        scheduler = self.scheduler
+        return scheduler.hung < scheduler.instances
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        """Run one request. Raises whatever stands in its way, see Scheduler.submit."""
+        content = request.content
+        bound = self._check.bind(content)
+        now = self._loop.time()
+        deadline = min(call.deadline, call.received + self._max_timeout_s)
+        if deadline <= now:
+            msg = "the deadline passed before the model was asked"
+            raise DeadlineExceeded(msg)
+        queue = self.scheduler.queue
+        level = queue.level(call.priority)
+        asked = content.parameters.get("timeout", 0) if content.parameters else 0
+        pending = Pending(
+            bound.inputs,
+            rows=bound.rows,
+            key=bound.key,
+            level=level,
+            enqueued=now,
+            deadline=deadline,
+            queue_expires=now + queue.queue_timeout_s(level, asked),
+            future=self._loop.create_future(),
+        )
+        arrays = await self.scheduler.submit(pending)
+        return InferResponse(self.model, self.version, self._answer(content, arrays), content.id)
+
+    def _answer(self, content: InferContent, arrays: Sequence[Array]) -> list[Tensor]:
+        tensors = [
+            Tensor(name, datatype, array)
+            for (name, datatype), array in zip(self._outputs, arrays, strict=True)
+        ]
+        if content.outputs is None:
+            return tensors
+        by_name = {tensor.name: tensor for tensor in tensors}
+        return [
+            classify(
+                by_name[output.name],
+                output.classes,
+                self._labels[output.name],
+                batched=self.max_batch_size > 0,
+            )
+            if output.classes
+            else by_name[output.name]
+            for output in content.outputs
+        ]

@@ -1,0 +1,20 @@
+"""Bounds that hold for every model unless its own configuration is stricter."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class OrchestratorSettings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
+):
+    """How models are run in this process."""
+
+    #: Requests that may wait for one version; one more is refused with 503 at once.
+    max_queue_size: int = 1024
+    #: Rows merged into one run where a model does not say.
+    default_max_batch_size: int = 64
+    #: Seconds between looks at the model folder; 0 looks only at the start and when asked to.
+    poll_s: float = 0.0
+    #: Seconds that an unloading version may take to finish what it has.
+    drain_s: float = 30.0

@@ -1,0 +1,75 @@
+"""What a version has done since it was loaded, as Triton's statistics extension tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Duration(msgspec.Struct):
+    """How often, and for how many nanoseconds altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        """Count `count` more, `ns` altogether."""
+        self.count += count
+        self.ns += ns
+
+
+class BatchStatistics(msgspec.Struct):
+    """Runs of one batch size."""
+
+    compute_input: Duration = msgspec.field(default_factory=Duration)
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+
+
+class VersionStatistics(msgspec.Struct):
+    """Totals of one version; requests and runs are counted apart.
+
+    Source: Triton `docs/protocol/extension_statistics.md`.
+    """
+
+    last_inference_ms: int = 0  # since the epoch
+    inference_count: int = 0  # rows
+    execution_count: int = 0  # runs
+    success: Duration = msgspec.field(default_factory=Duration)
+    fail: Duration = msgspec.field(default_factory=Duration)
+    cancel: Duration = msgspec.field(default_factory=Duration)
+    queue: Duration = msgspec.field(default_factory=Duration)
+    compute_input: Duration = msgspec.field(default_factory=Duration)
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+    batches: dict[int, BatchStatistics] = {}
+
+    def as_triton(self, name: str, version: str) -> dict[str, Any]:
+        """One element of `model_stats`."""
+        builtins = msgspec.to_builtins
+        none = {"count": 0, "ns": 0}
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.inference_count,
+            "execution_count": self.execution_count,
+            "inference_stats": {
+                "success": builtins(self.success),
+                "fail": builtins(self.fail),
+                "queue": builtins(self.queue),
+                "compute_input": builtins(self.compute_input),
+                "compute_infer": builtins(self.compute_infer),
+                "compute_output": builtins(self.compute_output),
+                "cache_hit": none,
+                "cache_miss": none,
+                "cancel": builtins(self.cancel),
+            },
+            "batch_stats": [
+                {"batch_size": size, **builtins(batch)}
+                for size, batch in sorted(self.batches.items())
+            ],
+            "memory_usage": [],
+            "response_stats": {},
+        }

@@ -1,0 +1,64 @@
+"""What operators' wires ask of the models: descriptions, states, loading and unloading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.domain.errors import HeadraceError
+from headrace.domain.models import ModelConfig, Platform, Signature
+
+
+class ModelDescription(msgspec.Struct, frozen=True):
+    """A version as clients may know it."""
+
+    name: str
+    versions: tuple[str, ...]  # all that can be asked, in order
+    platform: Platform
+    signature: Signature
+    config: ModelConfig
+    max_batch_size: int
+
+
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One line of the repository index; `version` is "" for a model without any."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class ModelControl(Protocol):
+    """The models of one process."""
+
+    def describe(self, model: str, version: str = "") -> ModelDescription:
+        """A version, the newest where `version` is "". Raises UnknownModel, ModelNotReady."""
+        ...
+
+    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing."""
+        ...
+
+    def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
+        """Triton's statistics of one version, all of a model's, or all. Raises UnknownModel."""
+        ...
+
+    def index(self) -> Sequence[IndexEntry]:
+        """Every model and version known, with its state and, where it is not ready, the reason."""
+        ...
+
+    async def load(self, model: str, *, config_json: bytes | None = None) -> None:
+        """Load or reload a model.
+
+        Raises:
+            InvalidRequest: no such model in the repository, or `config_json` is not usable.
+            ModelLoadFailed: none of its versions can be served; the message tells why.
+        """
+        ...
+
+    async def unload(self, model: str) -> None:
+        """Stop serving a model; requests under way are finished. Raises UnknownModel."""
+        ...

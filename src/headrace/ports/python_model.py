@@ -1,0 +1,50 @@
+"""What a `model.py` in a model repository defines: one class derived from `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from headrace.domain.models import TensorSpec
+from headrace.domain.tensors import Array
+
+
+class LoadContext(msgspec.Struct, frozen=True):
+    """What a model is told when it is loaded."""
+
+    name: str
+    version: str
+    folder: Path  # of the version: files beside model.py
+    parameters: Mapping[str, str]  # of the model's configuration
+
+
+class Model:
+    """A model written in Python.
+
+    Shapes in `inputs` and `outputs` are without the batch axis where `max_batch_size` > 0, and
+    hold -1 where an axis is dynamic. Configuration beside the model takes precedence. One object
+    is made per instance; it is called by one thread at a time.
+    """
+
+    inputs: ClassVar[Sequence[TensorSpec]] = ()
+    outputs: ClassVar[Sequence[TensorSpec]] = ()
+    max_batch_size: ClassVar[int] = 0
+
+    def load(self, context: LoadContext) -> None:
+        """Prepare; called once, before the first prediction. May block and may raise."""
+
+    def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Answer one (merged) request.
+
+        Each input has the dtype of its datatype (BYTES: an object array of `bytes`; BF16:
+        float32) and, where the model batches, all requests' rows along axis 0: answer as many
+        rows, in their order. Raise anything to fail; a merged request that fails is repeated for
+        each of its parts alone. Raise ValueError for input that is the caller's mistake.
+        """
+        raise NotImplementedError
+
+    def unload(self) -> None:
+        """Release what `load` took; called once, after the last prediction."""

@@ -1,0 +1,1 @@
+"""Which endpoint answers a request."""

@@ -1,0 +1,180 @@
+"""The settings tree: defaults, then a TOML file, then the environment, then the command line.
+
+`HEADRACE_SERVER__HTTP_PORT=9000` sets `http_port` of `[server]`. An unknown key or a wrong type
+stops the start with the key's full path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+
+import msgspec
+
+from headrace.domain.errors import InvalidSettings
+from headrace.gateway.authentication import AuthenticationSettings
+from headrace.gateway.settings import GatewaySettings
+from headrace.orchestrator.settings import OrchestratorSettings
+from headrace.telemetry.logs import LogSettings
+from headrace.transport.http.limits import HttpLimits
+
+ENVIRONMENT_PREFIX: Final = "HEADRACE_"
+_SECTION: Final = "__"
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the platform listens, and how it stops."""
+
+    #: Address to listen on. Beyond loopback `authentication` must be configured.
+    host: str = "127.0.0.1"
+    #: TCP port for HTTP; 0 takes a free one.
+    http_port: int = 8080
+    #: TCP port for gRPC; 0 takes a free one.
+    grpc_port: int = 8081
+    #: Seconds after SIGTERM in which requests are still taken while `/readyz` says 503, so that
+    #: load balancers notice before anything is refused.
+    drain_delay_s: float = 0.0
+    #: Seconds that requests under way get to finish after that.
+    drain_grace_s: float = 30.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set, by section."""
+
+    server: ServerSettings = ServerSettings()
+    http: HttpLimits = HttpLimits()
+    authentication: AuthenticationSettings = AuthenticationSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    orchestrator: OrchestratorSettings = OrchestratorSettings()
+    log: LogSettings = LogSettings()
+
+
+def load(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Gather the settings; `overrides` has the tree's form and comes last.
+
+    Raises:
+        InvalidSettings: a file that is not there or not TOML, an unknown key, a wrong type or a
+            value out of range, with the key's path.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read(file)
+        _check_keys(tree, Settings, str(file))
+        _convert(tree, f"{file}: ")
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            _merge(tree, _from_environment(name, text))
+    _merge(tree, overrides or {})
+    settings = _convert(tree, "")
+    _check_ranges(settings)
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        msg = f"settings file {file}: {error.strerror}"
+        raise InvalidSettings(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"settings file {file} is not TOML: {error}"
+        raise InvalidSettings(msg) from error
+
+
+def _convert(tree: Mapping[str, Any], where: str) -> Settings:
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        msg = f"{where}{path.rstrip('`')}: {reason}" if path else f"{where}{reason}"
+        raise InvalidSettings(msg) from None
+
+
+def _check_keys(tree: Mapping[str, Any], struct: type[Any], where: str, path: str = "") -> None:
+    hints = get_type_hints(struct)
+    for key, value in tree.items():
+        if key not in hints:
+            raise InvalidSettings(_unknown(f"{where}: {path}{key}", key, hints))
+        if isinstance(value, dict) and _is_section(hints[key]):
+            _check_keys(value, hints[key], where, f"{path}{key}.")
+
+
+def _from_environment(name: str, text: str) -> dict[str, Any]:
+    keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(_SECTION)
+    kind: Any = Settings
+    for depth, key in enumerate(keys):
+        if _is_mapping(kind):
+            kind = get_args(kind)[1]
+            continue
+        hints = get_type_hints(kind) if _is_section(kind) else {}
+        if key not in hints:
+            path = ".".join(keys[: depth + 1])
+            raise InvalidSettings(_unknown(f"environment variable {name}: {path}", key, hints))
+        kind = hints[key]
+    if _is_section(kind):
+        first = next(iter(get_type_hints(kind))).upper()
+        msg = f"environment variable {name} is a section; set a key of it: {name}__{first}"
+        raise InvalidSettings(msg)
+    try:
+        if _is_mapping(kind) or str(kind).startswith(("list", "tuple")):
+            value = msgspec.json.decode(text, type=kind)
+        else:
+            value = msgspec.convert(text, kind, strict=False)
+    except msgspec.DecodeError as error:  # the base of ValidationError
+        msg = f"environment variable {name}: {error}"
+        raise InvalidSettings(msg) from None
+    for key in reversed(keys):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        known = tree.get(key)
+        if isinstance(known, dict) and isinstance(value, Mapping):
+            _merge(known, value)
+        else:
+            tree[key] = value
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_mapping(kind: Any) -> bool:
+    return str(kind).startswith("dict")
+
+
+def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(sorted(known))}"
+    return f"{what} is not a setting; {hint}"
+
+
+def _check_ranges(settings: Settings) -> None:
+    """Numbers that no combination makes sensible. Durations and sizes are never negative."""
+    for section, values in msgspec.to_builtins(settings).items():
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                msg = f"{section}.{key}: expected a number >= 0, got {value}"
+                raise InvalidSettings(msg)
+    for key in ("http_port", "grpc_port"):
+        port = getattr(settings.server, key)
+        if port > 65535:  # noqa: PLR2004 - the largest TCP port
+            msg = f"server.{key}: expected a port from 0 to 65535, got {port}"
+            raise InvalidSettings(msg)
+    gateway = settings.gateway
+    if gateway.default_timeout_s > gateway.max_timeout_s:
+        msg = (
+            f"gateway.default_timeout_s ({gateway.default_timeout_s}) is over "
+            f"gateway.max_timeout_s ({gateway.max_timeout_s})"
+        )
+        raise InvalidSettings(msg)

@@ -1,0 +1,1 @@
+"""Wires: how requests and answers look outside, and nothing about what they mean."""

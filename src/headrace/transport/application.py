@@ -1,0 +1,132 @@
+"""Everything that one HTTP port serves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from headrace.domain.calls import ANONYMOUS
+from headrace.domain.errors import HeadraceError, Unauthenticated
+from headrace.ports.authentication import Authenticate
+from headrace.telemetry.access_log import Access, AccessLog
+from headrace.telemetry.trace_context import RequestIds, valid_request_id
+from headrace.transport.http.host import AsgiApp, AsgiMessage, AsgiReceive, AsgiSend
+from headrace.transport.http.messages import Handler
+from headrace.transport.oip_rest.errors import error_headers
+from headrace.transport.oip_rest.infer import InferWire
+from headrace.transport.status import http_status
+
+
+#: Paths that answer everybody: probes and scrapers have no token. All others ask for one.
+PUBLIC: Final = frozenset(
+    {"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
+
+
+class HttpApplication:
+    """The hot inference route at protocol level, all other routes by Starlette."""
+
+    def __init__(
+        self,
+        infer: InferWire,
+        routes: Sequence[BaseRoute],
+        *,
+        authenticate: Authenticate,
+        ids: RequestIds,
+        access_log: AccessLog,
+    ) -> None:
+        self._infer = infer
+        app = Starlette(
+            routes=routes,
+            exception_handlers={HeadraceError: _typed_error, HTTPException: _http_error},
+        )
+        app.router.redirect_slashes = False
+        self.asgi: AsgiApp = _Edge(app, authenticate=authenticate, ids=ids, access_log=access_log)
+
+    def handler(self, method: str, target: bytes) -> Handler | None:
+        """See Application.handler."""
+        return self._infer.handler(target) if method == "POST" else None
+
+
+class _Edge:
+    """Asks who calls, gives every answer its request id, and the access log its line."""
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        authenticate: Authenticate,
+        ids: RequestIds,
+        access_log: AccessLog,
+    ) -> None:
+        self._app = app
+        self._authenticate = authenticate
+        self._ids = ids
+        self._access_log = access_log
+
+    async def __call__(
+        self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend
+    ) -> None:
+        begun = time.monotonic()
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if valid_request_id(given) else self._ids.request_id()
+        status = sent = 0
+
+        async def with_id(message: AsgiMessage) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        principal = ANONYMOUS
+        try:
+            if scope["path"] not in PUBLIC:
+                principal = self._authenticate(headers)
+            await self._app(scope, receive, with_id)
+        except Unauthenticated as error:
+            await (await _typed_error(Request(scope), error))(scope, receive, with_id)
+        finally:
+            status = status or 500
+            if self._access_log.wants(status):
+                route = scope.get("route")
+                self._access_log.add(
+                    Access(
+                        ended_s=time.time(),
+                        duration_s=time.monotonic() - begun,
+                        request_id=request_id,
+                        method=scope["method"],
+                        route=getattr(route, "path", ""),
+                        status=status,
+                        bytes_in=0,
+                        bytes_out=sent,
+                        principal=principal.name,
+                    )
+                )
+
+
+async def _typed_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)  # noqa: S101 - registered for it
+    return JSONResponse(
+        {"error": error.message}, http_status(error), headers=error_headers(error)
+    )
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+

@@ -1,0 +1,438 @@
+"""One client connection: llhttp parses, one exchange at a time answers, in the order asked.
+
+Bounds are enforced here, before a handler sees anything: size of the head, size of the body,
+time for both (by the server's sweep), one answer under way, no reading ahead of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import httptools
+
+from headrace.transport.http.asgi import AsgiExchange
+from headrace.transport.http.drive import Drive
+from headrace.transport.http.messages import (
+    STATUS_LINES,
+    Handler,
+    HttpRequest,
+    HttpResponse,
+    json_error,
+)
+
+if TYPE_CHECKING:
+    from headrace.transport.http.host import Host
+
+_CLOSE: Final = b"connection: close\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system call
+_MAX_HEADERS: Final = 200
+_LINGER_S: Final = 2.0
+
+
+class Phase(enum.Enum):
+    """What the connection reads at the moment."""
+
+    IDLE = enum.auto()  # nothing of a next request has come
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    DEAF = enum.auto()  # the last answer is out or on its way; what still comes is thrown away
+
+
+class Exchange(Protocol):
+    """One request and its answer."""
+
+    keep_alive: bool
+
+    def start(self) -> None:
+        """Begin; the connection gives its answers strictly in order."""
+
+    def cancel(self) -> None:
+        """The client is gone: stop, and release what was taken."""
+
+
+class _Refusal:
+    """An answer that the HTTP layer itself gives; the connection ends with it."""
+
+    __slots__ = ("_connection", "_response", "keep_alive")
+
+    def __init__(self, connection: Connection, response: HttpResponse) -> None:
+        self._connection = connection
+        self._response = response
+        self.keep_alive = False
+
+    def start(self) -> None:
+        self._connection.respond(self, self._response)
+
+    def cancel(self) -> None:
+        pass
+
+
+class _HandlerExchange:
+    """A whole request answered by a handler, without a task."""
+
+    __slots__ = ("_connection", "_drive", "keep_alive")
+
+    def __init__(
+        self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
+    ) -> None:
+        self._connection = connection
+        self.keep_alive = keep_alive
+        self._drive = Drive(
+            handler(request), loop=connection.host.loop, done=self._done, failed=self._failed
+        )
+
+    def start(self) -> None:
+        self._drive.start()
+
+    def cancel(self) -> None:
+        self._drive.cancel()
+
+    def _done(self, response: HttpResponse) -> None:
+        self._connection.respond(self, response)
+
+    def _failed(self, error: BaseException) -> None:
+        if not isinstance(error, asyncio.CancelledError):
+            self._connection.host.log_failure(error)
+            self._connection.respond(self, json_error(500, "internal error", close=True))
+        elif not self._connection.lost:
+            self._connection.respond(self, json_error(503, "shutting down", close=True))
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object that asyncio calls; also the parser's callbacks."""
+
+    __slots__ = (
+        "_active",
+        "_body",
+        "_body_bytes",
+        "_handler",
+        "_head_bytes",
+        "_headers",
+        "_input",
+        "_keep_alive",
+        "_method",
+        "_parser",
+        "_pending",
+        "_phase",
+        "_pumping",
+        "_target",
+        "_transport",
+        "_write_paused",
+        "deadline",
+        "host",
+        "lost",
+    )
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.lost = False
+        self.deadline = math.inf  # on the loop's clock; the server's sweep calls expire() after it
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._phase: Phase = Phase.IDLE
+        self._active: Exchange | None = None
+        self._pending: deque[Exchange] = deque()
+        self._pumping = False
+        self._write_paused = False
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._method = ""
+        self._keep_alive = True
+        self._handler: Handler | None = None
+        self._input: AsgiExchange | None = None  # the ASGI exchange that takes the body
+
+    # --- asyncio -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.deadline = self.host.now + self.host.limits.idle_timeout_s
+        if not self.host.admit(self):
+            self._refuse(503, "too many connections")
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is Phase.DEAF:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # the rest of what comes is in a protocol that is not spoken here; the request
+            # itself is answered as if it had not asked
+            self._keep_alive = False
+            if self._active is not None:
+                self._active.keep_alive = False
+            self._phase = Phase.DEAF
+        except httptools.HttpParserError as error:
+            if self._phase is not Phase.DEAF:  # else: refused inside a callback
+                cause = error.__context__
+                if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+                    self.host.log_failure(cause)
+                self._refuse(400, f"malformed HTTP request: {error}")
+            return
+        if self._phase is Phase.HEAD:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.host.limits.max_head_bytes:
+                self._refuse(431, "request line and headers are over the limit")
+
+    def eof_received(self) -> None:
+        """Closes: a client that half-closes cannot be told from one that went away."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.lost = True
+        self._phase = Phase.DEAF
+        self.host.forget(self)
+        active, self._active = self._active, None
+        self._pending.clear()
+        if active is not None:
+            active.cancel()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self.deadline = self.host.now + self.host.limits.write_timeout_s
+        if isinstance(self._active, AsgiExchange):
+            self._active.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self.deadline = math.inf
+        if isinstance(self._active, AsgiExchange):
+            self._active.resume_writing()
+        self._pump()
+
+    # --- llhttp ------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._phase = Phase.HEAD
+        self._target = b""
+        self._headers = {}
+        self._head_bytes = 0
+        self._body = []
+        self._body_bytes = 0
+        if self._active is None:
+            self.deadline = self.host.now + self.host.limits.head_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is not Phase.HEAD:  # trailers, or after a refusal
+            return
+        headers = self._headers
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self.host.limits.max_head_bytes or len(headers) >= _MAX_HEADERS:
+            self._refuse(431, "request line and headers are over the limit")
+            return
+        name = name.lower()
+        if name in headers:
+            if name == b"host":
+                self._refuse(400, "malformed HTTP request: several Host headers")
+                return
+            value = headers[name] + b", " + value
+        headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        if self._phase is not Phase.HEAD:
+            return
+        parser, headers = self._parser, self._headers
+        self._phase = Phase.BODY
+        self._keep_alive = parser.should_keep_alive()  # not readable any more at the end
+        method = self._method = parser.get_method().decode("ascii")
+        if b"host" not in headers and parser.get_http_version() == "1.1":
+            self._refuse(400, "malformed HTTP request: no Host header")
+            return
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self.host.limits.max_body_bytes:
+            self._refuse_body()
+            return
+        self._handler = self.host.application.handler(method, self._target)
+        if self._active is None:
+            self.deadline = self.host.now + self.host.limits.body_timeout_s
+        if self._handler is None:
+            self._input = AsgiExchange(
+                self,
+                method=method,
+                target=self._target,
+                headers=headers,
+                http_version=parser.get_http_version(),
+                keep_alive=self._keep_alive,
+                expects_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+            )
+            self._enqueue(self._input)
+        elif b"expect" in headers and self._active is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        if self._phase is not Phase.BODY:
+            return
+        self._body_bytes += len(data)
+        if self._body_bytes > self.host.limits.max_body_bytes:
+            if self._input is not None:
+                self._input.fail_input()
+                self._input = None
+                self._phase = Phase.DEAF
+                return
+            self._refuse_body()
+        elif self._input is None:
+            self._body.append(data)
+        else:
+            self._input.feed(data)
+
+    def on_message_complete(self) -> None:
+        if self._phase is not Phase.BODY:
+            return
+        self._phase = Phase.IDLE
+        self.deadline = math.inf
+        if self._input is not None:
+            self._input.feed_eof()
+            self._input = None
+            return
+        handler = self._handler
+        assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
+        body = self._body
+        request = HttpRequest(
+            self._method,
+            self._target,
+            self._headers,
+            body[0] if len(body) == 1 else b"".join(body),
+        )
+        self._enqueue(_HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
+
+    # --- exchanges ---------------------------------------------------------------------------
+
+    def respond(self, exchange: Exchange, response: HttpResponse) -> None:
+        """Write the one answer of `exchange` and go on to the next."""
+        if self.lost or exchange is not self._active:
+            return
+        if response.close or self.host.draining:
+            exchange.keep_alive = False
+        body = response.body
+        length = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        head = b"%b%b%bcontent-length: %d\r\n%b\r\n" % (
+            STATUS_LINES[response.status],
+            response.headers,
+            self.host.date_line,
+            length,
+            b"" if exchange.keep_alive else _CLOSE,
+        )
+        if length < _JOIN_BELOW_BYTES:
+            self._transport.write(b"".join((head, *body)))
+        else:
+            self._transport.writelines([head, *body])
+        self.finish(exchange)
+
+    def finish(self, exchange: Exchange) -> None:
+        """The answer of `exchange` is written whole."""
+        self._active = None
+        if not exchange.keep_alive:
+            self.close()
+            return
+        if self._pending:
+            self._pump()
+        elif self._phase is Phase.IDLE:
+            self.deadline = self.host.now + self.host.limits.idle_timeout_s
+        if not self._pending:
+            self.resume_reading()
+
+    def write(self, parts: Sequence[bytes]) -> None:
+        """Write raw bytes of the active exchange."""
+        if not self.lost:
+            self._transport.writelines(parts)
+
+    def pause_reading(self) -> None:
+        """Take no more from the client until `resume_reading`."""
+        if not self.lost and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`; harmless where nothing is paused."""
+        if not self.lost and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def address(self, kind: str) -> tuple[str, int] | None:
+        """The socket's "peername" or "sockname", where it has a host and a port."""
+        name = self._transport.get_extra_info(kind)
+        return (name[0], name[1]) if isinstance(name, tuple) else None
+
+    def close(self) -> None:
+        """Close after what is written has gone out, reading on so that the client sees it."""
+        if self.lost or self._transport.is_closing():
+            return
+        unread = self._phase in {Phase.HEAD, Phase.BODY, Phase.DEAF}
+        self._phase = Phase.DEAF
+        if unread and self._transport.can_write_eof():
+            # closing with unread input would reset the connection and destroy the answer
+            self.deadline = self.host.now + _LINGER_S
+            self.resume_reading()
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or answered."""
+        if self._phase is Phase.IDLE and self._active is None and not self.lost:
+            self._transport.close()
+
+    def cancel(self) -> None:
+        """End the exchange under way; its client gets a 503 where nothing was sent yet."""
+        if self._active is not None:
+            self._active.cancel()
+        elif not self.lost:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if not self.lost:
+            self._transport.abort()
+
+    def expire(self) -> None:
+        """The deadline has passed: answer 408 where a request was begun, else just close."""
+        self.deadline = math.inf
+        if self._write_paused or self._phase is Phase.DEAF:
+            self.abort()
+        elif self._phase is Phase.IDLE:
+            self.close_if_idle()
+        elif self._input is not None and self._input.started:
+            self.abort()
+        else:
+            self._refuse(408, "the request did not arrive in time")
+
+    def _refuse_body(self) -> None:
+        limit = self.host.limits.max_body_bytes
+        self._refuse(413, f"request body is over the limit of {limit} bytes")
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._phase = Phase.DEAF
+        self.host.count_refusal(status)
+        if self._input is not None:  # an ASGI exchange waits for a body that will not come
+            self._input.cancel()
+            if self._active is self._input:
+                self._active = None
+            else:
+                self._pending.remove(self._input)
+            self._input = None
+        self._enqueue(_Refusal(self, json_error(status, message, close=True)))
+
+    def _enqueue(self, exchange: Exchange) -> None:
+        self._pending.append(exchange)
+        if self._active is None:
+            self._pump()
+        else:
+            self.pause_reading()
+
+    def _pump(self) -> None:
+        if self._pumping:  # an exchange that was answered at once: the loop below goes on
+            return
+        self._pumping = True
+        while self._active is None and self._pending and not (self._write_paused or self.lost):
+            self._active = exchange = self._pending.popleft()
+            exchange.start()
+        self._pumping = False

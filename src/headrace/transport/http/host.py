@@ -1,0 +1,83 @@
+"""What the connections of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from headrace.transport.http.limits import HttpLimits
+from headrace.transport.http.messages import Handler
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from headrace.transport.http.connection import Connection
+
+AsgiMessage: TypeAlias = "MutableMapping[str, Any]"
+AsgiReceive: TypeAlias = "Callable[[], Awaitable[AsgiMessage]]"
+AsgiSend: TypeAlias = "Callable[[AsgiMessage], Awaitable[None]]"
+AsgiApp: TypeAlias = "Callable[[AsgiMessage, AsgiReceive, AsgiSend], Awaitable[None]]"
+
+_logger = logging.getLogger(__name__)
+
+
+class Application(Protocol):
+    """What a server serves: hot routes by handlers, all the rest by an ASGI app."""
+
+    asgi: AsgiApp
+
+    def handler(self, method: str, target: bytes) -> Handler | None:
+        """The protocol-level handler of a request line, or None: the ASGI app takes it."""
+        ...
+
+
+class Host:
+    """State shared by all connections of a server; the server's sweep keeps `now` and the date.
+
+    `now` is the loop's clock, at most one sweep old: timeouts of seconds need no better.
+    """
+
+    def __init__(
+        self,
+        *,
+        application: Application,
+        limits: HttpLimits,
+        loop: asyncio.AbstractEventLoop,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self.application = application
+        self.limits = limits
+        self.loop = loop
+        self.tasks = tasks
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.refusals: Counter[int] = Counter()  # by status
+        self.now = 0.0
+        self.date_line = b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Read the clocks."""
+        self.now = self.loop.time()
+        self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode("ascii")
+
+    def admit(self, connection: Connection) -> bool:
+        """Take a connection in; False where there are too many (it must then be closed)."""
+        full = len(self.connections) >= self.limits.max_connections
+        self.connections.add(connection)
+        return not full
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
+        self.connections.discard(connection)
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that the HTTP layer refused by itself."""
+        self.refusals[status] += 1
+
+    def log_failure(self, error: BaseException) -> None:
+        """A defect of ours, with its traceback; the client is told nothing of it."""
+        _logger.error("a handler failed", exc_info=error)

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol over HTTP: `/v2/...`, JSON and the binary tensor extension."""

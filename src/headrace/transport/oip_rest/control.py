@@ -1,0 +1,230 @@
+"""The rest of the Open Inference Protocol over HTTP: health, metadata, repository, statistics.
+
+Source: open-inference-protocol `inference_rest.md`; Triton `docs/protocol/extension_*.md`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from headrace.domain.errors import InvalidRequest, Unsupported
+from headrace.domain.names import require_name
+from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.transport.oip_rest.payload import refuse_duplicate_keys
+from headrace.transport.oip_rest.server_settings import LogLevel, RequestTimelines
+
+EXTENSIONS: Final = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
+_MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
+
+
+class ControlWire:
+    """The routes that are not hot, for an ASGI application."""
+
+    def __init__(
+        self,
+        models: ModelControl,
+        *,
+        version: str,
+        ready: Callable[[], bool],
+        config_json: Callable[[ModelDescription], Mapping[str, Any]],
+        timelines: RequestTimelines,
+    ) -> None:
+        self._models = models
+        self._version = version
+        self._ready = ready
+        self._config_json = config_json
+        self._timelines = timelines
+        self._log_level = LogLevel()
+
+    def routes(self) -> list[Route]:
+        """All routes, most specific first."""
+        model = "/v2/models/{model}"
+        routes: list[tuple[str, str, Callable[[Request], Any]]] = [
+            ("GET", "/v2", self._server),
+            ("GET", "/v2/", self._server),
+            ("GET", "/v2/health/live", self._live),
+            ("GET", "/v2/health/ready", self._server_ready),
+            ("GET", "/v2/models/stats", self._statistics),
+            ("POST", "/v2/repository/index", self._index),
+            ("POST", "/v2/repository/models/{model}/load", self._load),
+            ("POST", "/v2/repository/models/{model}/unload", self._unload),
+            ("GET", "/v2/logging", self._get_logging),
+            ("POST", "/v2/logging", self._set_logging),
+        ]
+        for prefix in ("/v2", model):
+            routes += [
+                ("GET", f"{prefix}/trace/setting", self._get_trace),
+                ("POST", f"{prefix}/trace/setting", self._set_trace),
+            ]
+        for prefix in (model, f"{model}/versions/{{version}}"):
+            routes += [
+                ("GET", prefix, self._metadata),
+                ("GET", f"{prefix}/ready", self._model_ready),
+                ("GET", f"{prefix}/config", self._config),
+                ("GET", f"{prefix}/stats", self._statistics),
+                ("POST", f"{prefix}/infer", _never),
+            ]
+        table = [Route(path, endpoint, methods=[m]) for m, path, endpoint in routes]
+        for memory in ("systemsharedmemory", "cudasharedmemory"):
+            path = f"/v2/{memory}/{{rest:path}}"
+            table.append(Route(path, _no_shared_memory, methods=["GET", "POST"]))
+        return table
+
+    async def _server(self, _: Request) -> Response:
+        return JSONResponse(
+            {"name": "headrace", "version": self._version, "extensions": list(EXTENSIONS)}
+        )
+
+    async def _live(self, _: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def _server_ready(self, _: Request) -> Response:
+        ready = self._ready()
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def _metadata(self, request: Request) -> Response:
+        model = self._models.describe(*_names(request))
+        return JSONResponse(
+            {
+                "name": model.name,
+                "versions": list(model.versions),
+                "platform": model.platform,
+                "inputs": [_tensor(spec) for spec in model.signature.inputs],
+                "outputs": [_tensor(spec) for spec in model.signature.outputs],
+            }
+        )
+
+    async def _model_ready(self, request: Request) -> Response:
+        name, version = _names(request)
+        obstacle = self._models.obstacle(name, version)
+        if obstacle is not None:
+            raise obstacle
+        return JSONResponse({"name": name, "ready": True})
+
+    async def _config(self, request: Request) -> Response:
+        return JSONResponse(self._config_json(self._models.describe(*_names(request))))
+
+    async def _statistics(self, request: Request) -> Response:
+        name, version = _names(request) if "model" in request.path_params else ("", "")
+        return JSONResponse({"model_stats": self._models.statistics(name, version)})
+
+    async def _index(self, request: Request) -> Response:
+        body = await _json(request)
+        only_ready = body.get("ready", False)
+        if type(only_ready) is not bool:
+            msg = "ready: expected true or false"
+            raise InvalidRequest(msg)
+        entries = [e for e in self._models.index() if not only_ready or e.state == "READY"]
+        return JSONResponse(
+            [
+                {"name": e.name, "version": e.version, "state": e.state, "reason": e.reason}
+                for e in entries
+            ]
+        )
+
+    async def _load(self, request: Request) -> Response:
+        name, _ = _names(request)
+        parameters = _parameters(await _json(request))
+        if any(key.startswith("file:") for key in parameters):
+            msg = (
+                "a model's files cannot be sent with the load request: "
+                "put them into the model repository"
+            )
+            raise Unsupported(msg)
+        config = parameters.get("config")
+        if config is not None and not isinstance(config, str):
+            msg = "parameters.config: expected a string with the configuration in JSON"
+            raise InvalidRequest(msg)
+        await self._models.load(name, config_json=None if config is None else config.encode())
+        return Response()
+
+    async def _unload(self, request: Request) -> Response:
+        name, _ = _names(request)
+        _parameters(await _json(request))
+        await self._models.unload(name)
+        return Response()
+
+    async def _get_trace(self, request: Request) -> Response:
+        return JSONResponse(self._timelines.get(self._traced_model(request)))
+
+    async def _set_trace(self, request: Request) -> Response:
+        model = self._traced_model(request)
+        return JSONResponse(self._timelines.update(await _json(request), model))
+
+    async def _get_logging(self, _: Request) -> Response:
+        return JSONResponse(self._log_level.get())
+
+    async def _set_logging(self, request: Request) -> Response:
+        return JSONResponse(self._log_level.update(await _json(request)))
+
+    def _traced_model(self, request: Request) -> str:
+        if "model" not in request.path_params:
+            return ""
+        name, _ = _names(request)
+        return self._models.describe(name).name
+
+
+def _names(request: Request) -> tuple[str, str]:
+    version = request.path_params.get("version", "")
+    if "version" in request.path_params:
+        require_name("version", version)
+    return require_name("model", request.path_params["model"]), version
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        msg = "parameters: expected an object"
+        raise InvalidRequest(msg)
+    return parameters
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """The body as an object; an empty one counts as {}."""
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > _MAX_CONTROL_BYTES:
+            msg = f"request body is over the limit of {_MAX_CONTROL_BYTES} bytes"
+            raise InvalidRequest(msg)
+    text = bytes(chunks)
+    if not text.strip():
+        return {}
+    refuse_duplicate_keys(text)
+    body = json.loads(text)
+    if not isinstance(body, dict):
+        msg = "expected a JSON object"
+        raise InvalidRequest(msg)
+    return body
+
+
+async def _no_shared_memory(_: Request) -> Response:
+    msg = "shared memory is not offered; send the data in the request"
+    raise Unsupported(msg)
+
+
+async def _never(_: Request) -> Response:
+    """Stands in the table so that other methods on the hot route get 405 with its methods."""
+    msg = "an inference request reached the control routes"
+    raise AssertionError(msg)

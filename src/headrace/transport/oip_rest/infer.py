@@ -1,0 +1,201 @@
+"""The hot route: `POST /v2/models/{model}[/versions/{version}]/infer`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from headrace.domain.calls import ANONYMOUS, Call, Principal
+from headrace.domain.errors import HeadraceError, InvalidRequest
+from headrace.domain.inference import InferRequest
+from headrace.domain.names import require_name
+from headrace.ports.authentication import Authenticate
+from headrace.ports.inference import InferenceService
+from headrace.telemetry.access_log import Access, AccessLog
+from headrace.telemetry.trace_context import RequestIds, accept, valid_request_id
+from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
+from headrace.transport.oip_rest.compression import choose, compress, decompress
+from headrace.transport.oip_rest.errors import error_response
+from headrace.transport.oip_rest.payload import RestPayload
+from headrace.transport.oip_rest.server_settings import RequestTimelines
+from headrace.transport.oip_rest.response import encode
+from headrace.transport.status import CLIENT_CLOSED, http_status
+
+ROUTE: Final = "/v2/models/{model}/infer"
+_TARGET: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
+_TARGETS_KEPT: Final = 4096
+_COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost more than is saved
+_HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop
+_MAX_TIMEOUT_S: Final = 1e9
+_UNSENT: Final = HttpResponse(500, b"")
+
+
+class InferWire:
+    """Turns HTTP requests into calls of an InferenceService, and its answers into HTTP."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        *,
+        max_body_bytes: int,
+        clock: Callable[[], float],
+        authenticate: Authenticate,
+        ids: RequestIds,
+        access_log: AccessLog,
+        timelines: RequestTimelines,
+    ) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock
+        self._authenticate = authenticate
+        self._ids = ids
+        self._access_log = access_log
+        self._timelines = timelines
+        self._handlers: dict[bytes, Handler] = {}
+
+    def handler(self, target: bytes) -> Handler | None:
+        """The handler of a request target; None where it is not this route."""
+        found = self._handlers.get(target)
+        if found is None and (match := _TARGET.fullmatch(target)) is not None:
+            if len(self._handlers) >= _TARGETS_KEPT:  # clients name targets: bound what is kept
+                self._handlers.clear()
+            model, version = (_unquoted(part or b"") for part in match.groups())
+            found = self._handlers[target] = partial(self._answer, model, version)
+        return found
+
+    async def _answer(self, model: str, version: str, http: HttpRequest) -> HttpResponse:
+        received = self._clock()
+        headers = http.headers
+        request_id = self._request_id(headers)
+        begun_ns = time.time_ns() if self._timelines.active else 0
+        code, status, trace_id = "", 500, ""
+        principal = ANONYMOUS
+        answer = _UNSENT
+        try:
+            principal = self._authenticate(headers)
+            require_name("model", model)
+            if version:
+                require_name("version", version)
+            call = self._call(headers, received, request_id, principal)
+            if call.trace is not None:
+                trace_id = call.trace.trace_id
+            payload = RestPayload(await self._body(http), _header_length(headers))
+            request = InferRequest(model, version, payload=payload)
+            response = await self._service.infer(request, call)
+            lines, body = encode(response, request.content)
+            version = response.version
+            if b"accept-encoding" in headers:
+                lines, body = await self._compressed(headers[b"accept-encoding"], lines, body)
+            lines = b"%bx-request-id: %b\r\n" % (lines, request_id.encode())
+            answer = HttpResponse(200, lines, body)
+            status = 200
+            if begun_ns:
+                self._timelines.record(model, version, request_id, begun_ns)
+        except HeadraceError as error:
+            code, status = error.code, http_status(error)
+            answer = error_response(error, request_id)
+        except asyncio.CancelledError:
+            status = CLIENT_CLOSED
+            raise
+        finally:
+            if self._access_log.wants(status):
+                self._access_log.add(
+                    Access(
+                        ended_s=time.time(),
+                        duration_s=self._clock() - received,
+                        request_id=request_id,
+                        method=http.method,
+                        route=ROUTE,
+                        status=status,
+                        bytes_in=len(http.body),
+                        bytes_out=sum(map(len, answer.body)),
+                        code=code,
+                        model=model,
+                        version=version,
+                        principal=principal.name,
+                        trace_id=trace_id,
+                    )
+                )
+        return answer
+
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
+        if given is not None:
+            text = given.decode("latin-1")
+            if valid_request_id(text):
+                return text
+        return self._ids.request_id()
+
+    def _call(
+        self,
+        headers: dict[bytes, bytes],
+        received: float,
+        request_id: str,
+        principal: Principal,
+    ) -> Call:
+        deadline = math.inf
+        timeout = headers.get(b"request-timeout")
+        if timeout is not None:
+            deadline = received + _seconds(timeout)
+        trace = None
+        traceparent = headers.get(b"traceparent")
+        if traceparent is not None:
+            state = headers.get(b"tracestate", b"").decode("latin-1")
+            trace = accept(traceparent.decode("latin-1"), state, self._ids)
+        return Call(request_id, principal, received, deadline, 0, trace)
+
+    async def _body(self, http: HttpRequest) -> bytes:
+        coding = http.headers.get(b"content-encoding")
+        if coding is None:
+            return http.body
+        if len(http.body) <= _HERE_BELOW_BYTES // 4:
+            return decompress(http.body, coding, self._max_body_bytes)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            None, decompress, http.body, coding, self._max_body_bytes
+        )
+
+    async def _compressed(
+        self, accepted: bytes, lines: bytes, body: list[bytes | memoryview]
+    ) -> tuple[bytes, list[bytes | memoryview]]:
+        size = sum(map(len, body))
+        coding = choose(accepted) if size >= _COMPRESS_FROM_BYTES else None
+        if coding is None:
+            return lines, body
+        if size <= _HERE_BELOW_BYTES:
+            packed = compress(body, coding)
+        else:
+            loop = asyncio.get_running_loop()
+            packed = await loop.run_in_executor(None, compress, body, coding)
+        return b"%bcontent-encoding: %b\r\nvary: accept-encoding\r\n" % (lines, coding), [packed]
+
+
+def _unquoted(part: bytes) -> str:
+    return unquote_to_bytes(part).decode("utf-8", "replace")
+
+
+def _header_length(headers: dict[bytes, bytes]) -> int | None:
+    value = headers.get(b"inference-header-content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:  # noqa: PLR2004 - more is beyond any body
+        msg = "Inference-Header-Content-Length must be a whole number of bytes within the body"
+        raise InvalidRequest(msg)
+    return int(value)
+
+
+def _seconds(value: bytes) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_TIMEOUT_S:
+        msg = "Request-Timeout must be a number of seconds >= 0"
+        raise InvalidRequest(msg)
+    return seconds

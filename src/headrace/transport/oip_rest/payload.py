@@ -1,0 +1,244 @@
+"""The body of an inference request, decoded when somebody asks.
+
+A body is JSON, or JSON followed by binary tensors (`Inference-Header-Content-Length` tells where
+the JSON ends), or, with a header length of 0, the bytes of the model's only input.
+Source: open-inference-protocol `inference_rest.md`; Triton `extension_binary_data.md`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+import numpy as np
+
+from headrace.domain.binary import from_binary
+from headrace.domain.datatypes import DATATYPES
+from headrace.domain.errors import InvalidRequest
+from headrace.domain.tensors import RAW, InferContent, Parameters, RequestedOutput, Tensor
+from headrace.transport.oip_rest.tensor_json import from_json
+
+_MAX_AXES: Final = 32
+_MAX_TENSORS: Final = 1024
+
+_Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Shape: TypeAlias = Annotated[list[_Axis], msgspec.Meta(max_length=_MAX_AXES)]
+_Parameters: TypeAlias = dict[str, bool | int | float | str]
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    shape: _Shape
+    datatype: str
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: _Parameters | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: _Parameters | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Request(msgspec.Struct, gc=False):
+    inputs: Annotated[list[_Input], msgspec.Meta(max_length=_MAX_TENSORS)]
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    parameters: _Parameters | msgspec.UnsetType = msgspec.UNSET
+    outputs: Annotated[list[_Output], msgspec.Meta(max_length=_MAX_TENSORS)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+
+
+class _Parameterised(msgspec.Struct, gc=False):
+    parameters: _Parameters = {}
+
+
+_decode_request: Final = msgspec.json.Decoder(_Request).decode
+_decode_parameters: Final = msgspec.json.Decoder(_Parameterised).decode
+
+
+class RestPayload:
+    """The body as received; `header_length` is None where all of it is JSON."""
+
+    __slots__ = ("_body", "_header_length")
+
+    def __init__(self, body: bytes, header_length: int | None) -> None:
+        self._body = body
+        self._header_length = header_length
+
+    def parameters(self) -> Parameters:
+        """The request's own parameters; decodes nothing where the body cannot have any."""
+        text = self._json()
+        if b'"parameters"' not in text:
+            return {}
+        decoded: _Parameterised = _checked(_decode_parameters, text)
+        return decoded.parameters
+
+    def decode(self) -> InferContent:
+        """Decode everything. Raises InvalidRequest naming the field."""
+        if self._header_length == 0:
+            raw = np.frombuffer(self._body, dtype=np.uint8)
+            return InferContent([Tensor("", RAW, raw)], binary_outputs=True)
+        text = self._json()
+        request: _Request = _checked(_decode_request, text)
+        colons = text.count(b":")
+        if colons != _keys(request) and colons != _keys(request) + _colons_in_values(request):
+            refuse_duplicate_keys(text)
+        rest = memoryview(self._body)[len(text) :]
+        inputs, used = _inputs(request.inputs, rest)
+        if used != len(rest):
+            msg = f"the body has {len(rest) - used} bytes of binary data that no input takes"
+            raise InvalidRequest(msg)
+        parameters = request.parameters or {}
+        return InferContent(
+            inputs,
+            request.id or "",
+            parameters,
+            _outputs(request.outputs, parameters) if request.outputs else None,
+            parameters.get("binary_data_output") is True,
+        )
+
+    def _json(self) -> bytes:
+        length = self._header_length
+        if length is None:
+            return self._body
+        if length > len(self._body):
+            msg = (
+                f"Inference-Header-Content-Length is {length}, "
+                f"but the body has only {len(self._body)} bytes"
+            )
+            raise InvalidRequest(msg)
+        return self._body[:length]
+
+
+def _checked(decode: Any, text: bytes) -> Any:
+    try:
+        return decode(text)
+    except msgspec.ValidationError as error:
+        msg = f"invalid inference request: {error}"
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"the request body is not JSON: {error}"
+    except RecursionError:
+        msg = "the request body is nested too deeply"
+    raise InvalidRequest(msg)
+
+
+def _keys(request: _Request) -> int:
+    """How many keys the decoded request has, and so how many colons its text should have."""
+    count = 1
+    if request.id is not msgspec.UNSET:
+        count += 1
+    if request.parameters is not msgspec.UNSET:
+        count += 1 + len(request.parameters)
+    for tensor in request.inputs:
+        count += 3
+        if tensor.data is not msgspec.UNSET:
+            count += 1
+        if tensor.parameters is not msgspec.UNSET:
+            count += 1 + len(tensor.parameters)
+    if request.outputs is not msgspec.UNSET:
+        count += 1
+        for output in request.outputs:
+            count += 1
+            if output.parameters is not msgspec.UNSET:
+                count += 1 + len(output.parameters)
+    return count
+
+
+def _colons_in_values(request: _Request) -> int:
+    """Colons of the text that stand inside strings, where no character is escaped."""
+    texts = [request.id or ""]
+    named: list[_Input | _Output] = [*request.inputs, *(request.outputs or ())]
+    for holder in (request, *named):
+        texts += [v for v in (holder.parameters or {}).values() if isinstance(v, str)]
+    texts += [tensor.name for tensor in named]
+    count = sum(text.count(":") for text in texts)
+    data = [t.data for t in request.inputs if t.data and t.datatype == "BYTES"]
+    return count + sum(bytes(raw).count(b":") for raw in data)
+
+
+def refuse_duplicate_keys(text: bytes) -> None:
+    """Raise InvalidRequest where an object of a JSON text names a key twice.
+
+    Parsers differ in which of the two they take, so a proxy and a server could see different
+    requests in the same bytes. The typed decoder does not tell; this slow second look is taken
+    only where the number of colons says that there may be something.
+    """
+    try:
+        json.loads(bytes(text), object_pairs_hook=_refuse_duplicates)
+    except RecursionError:
+        msg = "the request body is nested too deeply"
+        raise InvalidRequest(msg) from None
+    except ValueError as error:
+        msg = f"the request body is not JSON: {error}"
+        raise InvalidRequest(msg) from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            msg = f"the request body names the key {ascii(key[:64])} twice in one object"
+            raise InvalidRequest(msg)
+        seen.add(key)
+
+
+def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[list[Tensor], int]:
+    tensors = []
+    at = 0
+    for i, tensor in enumerate(inputs):
+        name, datatype, parameters = tensor.name, tensor.datatype, tensor.parameters
+        if datatype not in DATATYPES:
+            msg = f"inputs[{i}].datatype: {ascii(datatype[:32])} is not a datatype"
+            raise InvalidRequest(msg)
+        size = None
+        if parameters:
+            _refuse_shared_memory(name, parameters)
+            size = parameters.get("binary_data_size")
+        if size is not None:
+            if type(size) is not int or size < 0:
+                msg = f"inputs[{i}].parameters.binary_data_size: expected a whole number >= 0"
+                raise InvalidRequest(msg)
+            if tensor.data is not msgspec.UNSET:
+                msg = f"input '{name}' has both data and binary_data_size"
+                raise InvalidRequest(msg)
+            if at + size > len(rest):
+                msg = (
+                    f"input '{name}' asks for {size} bytes of binary data, "
+                    f"but only {len(rest) - at} are left in the body"
+                )
+                raise InvalidRequest(msg)
+            array = from_binary(name, datatype, tensor.shape, rest[at : at + size])
+            at += size
+        elif tensor.data is msgspec.UNSET:
+            msg = f"input '{name}' has neither data nor binary_data_size"
+            raise InvalidRequest(msg)
+        else:
+            array = from_json(name, datatype, tensor.shape, tensor.data)
+        tensors.append(Tensor(name, datatype, array))
+    return tensors, at
+
+
+def _outputs(outputs: list[_Output], request: Parameters) -> list[RequestedOutput]:
+    all_binary = request.get("binary_data_output") is True
+    wanted = []
+    for output in outputs:
+        parameters = output.parameters or {}
+        _refuse_shared_memory(output.name, parameters)
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            msg = f"output '{output.name}': classification must be a whole number >= 0"
+            raise InvalidRequest(msg)
+        binary = parameters.get("binary_data", all_binary)
+        if type(binary) is not bool:
+            msg = f"output '{output.name}': binary_data must be true or false"
+            raise InvalidRequest(msg)
+        wanted.append(RequestedOutput(output.name, binary, classes))
+    return wanted
+
+
+def _refuse_shared_memory(name: str, parameters: Parameters) -> None:
+    for key in parameters:
+        if key.startswith("shared_memory"):
+            msg = f"'{name}': shared memory is not offered; send the data in the request"
+            raise InvalidRequest(msg)

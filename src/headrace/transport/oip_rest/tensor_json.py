@@ -1,0 +1,94 @@
+"""Tensors in JSON: a flat or fully nested array of elements, row-major."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from headrace.domain.datatypes import DATATYPES, Datatype
+from headrace.domain.errors import InvalidRequest
+from headrace.domain.tensors import Array
+
+_ELEMENTS: Final[dict[str, Any]] = {
+    "bool": list[bool],
+    "int": list[int],
+    "float": list[float],
+    "bytes": list[str],
+}
+_DECODE: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
+    kind: msgspec.json.Decoder(elements).decode for kind, elements in _ELEMENTS.items()
+}
+_NESTED: Final = re.compile(rb"\s*\[\s*\[")
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+def from_json(name: str, datatype: str, shape: Sequence[int], raw: msgspec.Raw) -> Array:
+    """Decode the `data` of input `name`.
+
+    Raises:
+        InvalidRequest: an element is not of the datatype, or their number does not fit `shape`.
+    """
+    kind = DATATYPES[datatype]
+    if not kind.in_json:
+        msg = f"input '{name}' is {datatype}, which has no JSON form; send it as binary data"
+        raise InvalidRequest(msg)
+    try:
+        if _NESTED.match(raw):
+            elements = _flatten(name, shape, msgspec.json.decode(raw))
+            elements = msgspec.convert(elements, _ELEMENTS[kind.kind])
+        else:
+            elements = _DECODE[kind.kind](raw)
+    except msgspec.ValidationError as error:
+        msg = f"input '{name}' is {datatype}: {error}"
+        raise InvalidRequest(msg) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"input '{name}': {error}"
+        raise InvalidRequest(msg) from None
+    if len(elements) != math.prod(shape):
+        msg = (
+            f"input '{name}' has {len(elements)} elements, "
+            f"but shape {list(shape)} takes {math.prod(shape)}"
+        )
+        raise InvalidRequest(msg)
+    array = _array(name, kind, elements)
+    return array if len(shape) == 1 else array.reshape(shape)
+
+
+def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:
+    if kind.kind == "bytes":
+        array: Array = np.empty(len(elements), dtype=np.object_)
+        try:
+            array[:] = [text.encode() for text in elements]
+        except UnicodeEncodeError:
+            msg = f"input '{name}' holds a lone surrogate, which is not text"
+            raise InvalidRequest(msg) from None
+        return array
+    if kind.name == "FP32" and elements and not _fits_float32(elements):
+        msg = f"input '{name}' holds a number outside the range of FP32"
+        raise InvalidRequest(msg)
+    try:
+        return np.array(elements, dtype=kind.dtype)
+    except OverflowError:
+        msg = f"input '{name}' holds a number outside the range of {kind.name}"
+        raise InvalidRequest(msg) from None
+
+
+def _fits_float32(elements: list[float]) -> bool:
+    return max(elements) <= _FLOAT32_MAX and min(elements) >= -_FLOAT32_MAX
+
+
+def _flatten(name: str, shape: Sequence[int], nested: Any) -> list[Any]:
+    level: list[Any] = [nested]
+    for axis, size in enumerate(shape):
+        for row in level:
+            if not isinstance(row, list) or len(row) != size:
+                msg = f"input '{name}': nested data does not fit shape {list(shape)} at axis {axis}"
+                raise InvalidRequest(msg)
+        level = list(chain.from_iterable(level))
+    return level
