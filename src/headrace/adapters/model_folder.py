@@ -224,16 +224,13 @@ class _ModelFiles:
         """The path of a file that a configuration names, which must be below `folder`."""
         try:
             path = (folder / filename).resolve()
-            allowed = path.is_relative_to(folder.resolve())
-        except (OSError, ValueError, RuntimeError):  # NUL, or links in a circle
-            allowed = False
-        else:
-            if allowed and path.is_file():
+            inside = path.is_relative_to(folder.resolve())
+            if inside and path.is_file():
                 return path
-        shown = ascii(filename[:128])
-        if allowed:
-            raise ModelLoadFailed(f"model '{self.name}': {what} {shown} is not in {folder}")
-        raise ModelLoadFailed(f"model '{self.name}': {what} {shown} leaves the folder {folder}")
+        except (OSError, RuntimeError, ValueError):  # NUL, or links in a circle
+            inside = True
+        fault = f"is not in {folder}" if inside else f"leaves the folder {folder}"
+        raise ModelLoadFailed(f"model '{self.name}': {what} {filename[:128]!a} {fault}")
 
     def _text(self, path: Path, limit_bytes: int) -> str:
         self._used.add(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -55,6 +55,8 @@ _Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Natural: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Microseconds: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 _Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=10**9)]
+_TimeoutAction: TypeAlias = Literal["reject", "delay"]
+_Fill: TypeAlias = Literal["zero", "random", "file"]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +77,7 @@ class _Timeouts(_Table, frozen=True):
 class _Queue(_Table, frozen=True):
     max_size: _Natural | UnsetType = UNSET
     timeout_us: _Microseconds | UnsetType = UNSET
-    timeout_action: Literal["reject", "delay"] | UnsetType = UNSET
+    timeout_action: _TimeoutAction | UnsetType = UNSET
     allow_timeout_override: bool | UnsetType = UNSET
 
 
@@ -102,7 +104,7 @@ class _WarmupInput(_Table, frozen=True):
     name: str
     datatype: str
     shape: tuple[_Natural, ...]
-    fill: Literal["zero", "random", "file"] | UnsetType = UNSET
+    fill: _Fill | UnsetType = UNSET
     data_file: str = ""
 
 
@@ -173,7 +175,7 @@ def _version_policy(given: Literal["all"] | _VersionChoice) -> VersionPolicy:
             return LatestVersions(count)
         case _VersionChoice(latest=UnsetType(), specific=tuple(versions)):
             return SpecificVersions(versions)
-    msg = 'Expected "all", {latest = N} or {specific = ["1", "2"]} - at `$.version_policy`'
+    msg = f"Expected {_VERSION_POLICIES} - at `$.version_policy`"
     raise msgspec.ValidationError(msg)
 
 
@@ -232,6 +234,15 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, str]:
     return dict(given)
 
 
+_VERSION_POLICIES: Final = 'one of "all", {latest = N}, {specific = ["1", "2"]}'
+# what msgspec leaves out of its message, by the last part of the path
+_CHOICES: Final = {
+    "fill": f"one of {', '.join(get_args(_Fill))}",
+    "platform": f"one of {', '.join(get_args(Platform))}",
+    "timeout_action": f"one of {', '.join(get_args(_TimeoutAction))}",
+    "version_policy": _VERSION_POLICIES,
+}
+_CHOICE: Final = re.compile(r"Invalid enum value (?P<given>.*)", re.DOTALL)
 _UNKNOWN: Final = re.compile(
     r"Object contains unknown field `(?P<field>.*?)`(?P<rest>.*)", re.DOTALL
 )
@@ -243,8 +254,9 @@ def _explain(error: Exception) -> str:
     text = str(error)
     found = _PATH.fullmatch(text)
     path, what = (found["path"], found["what"]) if found else ("", text)
-    unknown = _UNKNOWN.fullmatch(what)
-    if unknown:
+    if unknown := _UNKNOWN.fullmatch(what):
         path = f"{path}.{unknown['field']}" if path else unknown["field"]
         return f"unknown key '{path}'"
+    if choice := _CHOICE.fullmatch(what):
+        what = f"expected {_CHOICES[path.rpartition('.')[2]]}, got {choice['given']}"
     return f"'{path}': {what[:1].lower()}{what[1:]}" if path else what

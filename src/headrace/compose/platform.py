@@ -110,6 +110,7 @@ class Platform:
                 limits=self.settings.http,
                 tasks=tasks,
             )
+            _logger.info("listening", extra={"http_port": self.http_address[1]})
             self.metrics.observe(self._observe_http)
             flusher = tasks.create_task(self._flush_access_log())
             poller = None

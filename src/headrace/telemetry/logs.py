@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, Final, Literal, TextIO
+from typing import Annotated, Final, Literal, TextIO
 
 import msgspec
 
@@ -51,6 +51,7 @@ _JSON: Final = msgspec.json.Encoder(enc_hook=str)
 
 # `taskName` is there from Python 3.12 on, `message` and `asctime` once a formatter has run
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OWN: Final = frozenset({"ts", "level", "logger", "message", "exc", "stack"})
 
 _COLOURS: Final = {
     "debug": "\x1b[2m",
@@ -167,9 +168,6 @@ def pretty_line(epoch_s: float, level: str, logger: str, message: str, *, colour
     return f"{rfc3339(epoch_s)[11:]} {shown} {one_line(logger)}: {message}"
 
 
-_OWN: Final = frozenset({"ts", "level", "logger", "message", "exc", "stack"})
-
-
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage().rstrip("\n")
@@ -177,7 +175,7 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} {record.args!r}"
 
 
-def _extra(record: logging.LogRecord) -> dict[str, Any]:
+def _extra(record: logging.LogRecord) -> dict[str, object]:
     fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     context = log_context.get()
     if context is not None:

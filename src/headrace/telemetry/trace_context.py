@@ -13,7 +13,7 @@ from typing import Final
 
 from headrace.domain.calls import TraceContext
 
-# Version ff and ids of zeros only are forbidden (3.2.2); hexadecimal digits are lower-case.
+# Version ff and ids of zeros only are forbidden; hexadecimal digits are lower-case.
 _IDS: Final = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _is_version_00: Final = re.compile("00" + _IDS).fullmatch
 _is_version: Final = re.compile("(?!ff)[0-9a-f]{2}" + _IDS).match
@@ -22,7 +22,7 @@ _FLAGS_AT: Final = 53
 _KNOWN_FLAGS: Final = 0b11  # sampled and, from level 2, random trace id
 
 _KEY: Final = r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
-# printable ASCII without ',' and '='; the last one not a blank (3.3.1.3.2)
+# printable ASCII without ',' and '='; the last one not a blank ("Value")
 _VALUE: Final = r"[ -+\--<>-~]{0,255}[!-+\--<>-~]"
 _MAX_MEMBERS: Final = 32
 _is_member: Final = re.compile(rf"{_KEY}={_VALUE}").fullmatch
@@ -35,7 +35,9 @@ _MAX_CHARS: Final = _MAX_MEMBERS * (256 + 1 + 256 + 1)  # no longer list can be 
 
 _is_request_id: Final = re.compile(r"[!#-&(-\[\]-~]{1,128}").fullmatch
 
-_NOT_ZERO: Final = 1 << 64 | 1  # a bit of the trace id and one of the parent-id
+# A bit of the trace id and one of the parent-id; of the trace id the highest, since samplers
+# that go by the id look at its lower half.
+_NOT_ZERO: Final = 1 << 191 | 1
 
 
 class RequestIds:
@@ -75,7 +77,7 @@ def accept(traceparent: str | None, tracestate: str | None, new_ids: RequestIds)
 
     Headers that occur several times are handed over joined by commas (RFC 9110, 5.3): a list is
     well-formed for tracestate, and never for traceparent. A malformed tracestate is dropped alone;
-    a malformed traceparent takes the tracestate with it (4.3).
+    a malformed traceparent takes the tracestate with it ("Processing Model").
     """
     if traceparent is not None:
         accepted = traceparent if _is_version_00(traceparent) else _other_form(traceparent)
@@ -105,7 +107,8 @@ def _other_form(traceparent: str) -> str | None:
     if traceparent.startswith("00"):
         return traceparent if len(traceparent) == _TRACEPARENT_CHARS else None
     # A later version may say more after a further dash. What is sent on says what version 00
-    # says (3.2.4), so flags that it does not know are not passed on as if it did.
+    # says ("Versioning of traceparent"), so flags unknown to it are not passed on as if they
+    # were known.
     if len(traceparent) > _TRACEPARENT_CHARS and traceparent[_TRACEPARENT_CHARS] != "-":
         return None
     flags = int(traceparent[_FLAGS_AT:_TRACEPARENT_CHARS], 16) & _KNOWN_FLAGS

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
-from google.protobuf import text_format
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -181,26 +181,33 @@ def test_nesting_is_bounded() -> None:
     parse("a{" * 63 + "}" * 63)
 
 
+def _refused_at(text: str) -> tuple[int, int] | None:
+    try:
+        parse(text)
+    except TextFormatError as error:
+        return error.line, error.column
+    return None
+
+
 @given(st.text())
 @example('a: "\\')
 @example("a: '\\\n'")
 def test_any_text_is_parsed_or_refused_with_a_place(text: str) -> None:
-    try:
-        parse(text)
-    except TextFormatError as error:
-        assert error.line >= 1
-        assert error.column >= 1
+    place = _refused_at(text)
+    assert place is None or place >= (1, 1)
 
 
 @given(st.text(alphabet="ab0x19.eEfF-+:;,[]{}<>\"'\\#\n utn"))
 def test_any_heap_of_tokens_is_parsed_or_refused_with_a_place(text: str) -> None:
-    try:
-        parse(text)
-    except TextFormatError as error:
-        assert error.line >= 1
+    place = _refused_at(text)
+    assert place is None or place >= (1, 1)
 
 
 # Against Google's own reader and writer
+
+# protobuf ships no types
+Field: TypeAlias = Any
+Protobuf: TypeAlias = Any
 
 _RANGES = {
     FieldDescriptor.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
@@ -214,12 +221,12 @@ _RANGES = {
 }
 
 
-def _is_map(field: Any) -> bool:
+def _is_map(field: Field) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 @st.composite
-def _values(draw: st.DrawFn, field: Any, depth: int) -> Any:
+def _values(draw: st.DrawFn, field: Field, depth: int) -> Protobuf:
     if field.type == FieldDescriptor.TYPE_ENUM:
         return draw(st.sampled_from([value.number for value in field.enum_type.values]))
     if field.message_type is not None:
@@ -228,7 +235,7 @@ def _values(draw: st.DrawFn, field: Any, depth: int) -> Any:
 
 
 @st.composite
-def _filled(draw: st.DrawFn, kind: Any, depth: int = 0) -> Any:
+def _filled(draw: st.DrawFn, kind: Protobuf, depth: int = 0) -> Protobuf:
     message = kind()
     fields = list(message.DESCRIPTOR.fields) if depth < 5 else []
     numbers = st.lists(st.integers(0, len(fields) - 1), unique=True, max_size=3)
@@ -252,7 +259,7 @@ def _filled(draw: st.DrawFn, kind: Any, depth: int = 0) -> Any:
     return message
 
 
-def _as_protobuf(source: Message, target: Any) -> Any:
+def _as_protobuf(source: Message, target: Protobuf) -> Protobuf:
     """What was parsed, in Google's form, told by the message's descriptor what it means."""
     for name, values in source.items():
         field = target.DESCRIPTOR.fields_by_name[name]
@@ -283,7 +290,7 @@ def _as_protobuf(source: Message, target: Any) -> Any:
     return target
 
 
-def _bytes(message: Any) -> bytes:
+def _bytes(message: Protobuf) -> bytes:
     serialized: bytes = message.SerializeToString(deterministic=True)
     return serialized
 
@@ -295,7 +302,7 @@ def _bytes(message: Any) -> bytes:
     short_lists=st.booleans(),
 )
 def test_what_google_writes_is_read_back_the_same(
-    *, message: Any, as_one_line: bool, as_utf8: bool, short_lists: bool
+    *, message: Protobuf, as_one_line: bool, as_utf8: bool, short_lists: bool
 ) -> None:
     text = text_format.MessageToString(
         message,
@@ -307,7 +314,7 @@ def test_what_google_writes_is_read_back_the_same(
 
 
 @st.composite
-def _written(draw: st.DrawFn, message: Any) -> str:
+def _written(draw: st.DrawFn, message: Protobuf) -> str:
     """`message` in text, in forms that people use and Google's writer does not."""
     gap = st.sampled_from(["", " ", "\n", "\t ", " # a comment: {\n", "\r\n"])
     parts = []
@@ -338,7 +345,7 @@ def _written(draw: st.DrawFn, message: Any) -> str:
 
 
 @st.composite
-def _written_scalar(draw: st.DrawFn, field: Any, value: Any) -> str:
+def _written_scalar(draw: st.DrawFn, field: Field, value: Protobuf) -> str:
     if field.type == FieldDescriptor.TYPE_ENUM:
         return str(field.enum_type.values_by_number[value].name)
     if isinstance(value, bool):

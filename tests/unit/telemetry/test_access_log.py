@@ -307,14 +307,14 @@ def test_hostile_text_stays_on_one_line(
 def test_a_pretty_line_is_for_people(stream: io.StringIO, clock: Clock) -> None:
     settings = LogSettings(format="pretty", access_per_s=1)
     log = AccessLog(settings, stream=stream, clock=clock)
-    log.add(access(model="bert"))
+    log.add(access(model="bert" + "x" * 1000))
     log.add(access())
     log.close()
 
     request, summary = stream.getvalue().splitlines()
     assert request == (
         "20:55:00.123Z info    headrace.access: POST /v2/models/{model}/infer 200 1.2 ms "
-        "request_id=r-1 bytes_in=1024 bytes_out=512 model=bert"
+        "request_id=r-1 bytes_in=1024 bytes_out=512 model=bert" + "x" * 252
     )
     assert summary == (
         "20:55:00.123Z info    headrace.access: requests were left out of this log "

@@ -129,6 +129,7 @@ def test_hostile_text_stays_on_one_json_line_and_is_read_back_as_it_was() -> Non
     decoded = as_json(made)
     assert decoded["message"] == decoded["field"] == HOSTILE
     assert decoded["k\ney"] == 1
+    assert_harmless(JsonFormatter().format(record("only \x7f of ASCII")))
 
 
 def test_hostile_text_stays_on_one_pretty_line() -> None:
@@ -295,12 +296,8 @@ def test_warnings_become_log_lines() -> None:
     stream = io.StringIO()
     configure(LogSettings(), stream)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        # catch_warnings put Python's own way of showing them back
-        logging.captureWarnings(capture=False)
-        logging.captureWarnings(capture=True)
-        warnings.warn("old model format", UserWarning, stacklevel=1)
+    warnings.simplefilter("always")  # pytest puts the filters back after every test
+    warnings.warn("old model format", UserWarning, stacklevel=1)
 
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["logger"] == "py.warnings"

@@ -193,6 +193,7 @@ def test_blanks_and_empty_members_of_a_tracestate_are_left_out(
         f"foo={'x' * 257}",
         ",".join(f"bar{n:02d}={n:02d}" for n in range(33)),
         "," * 100_000,
+        "foo=1" + "," * 100_000,
     ],
 )
 def test_a_malformed_tracestate_is_dropped_while_the_traceparent_is_kept(
