@@ -47,7 +47,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(installed_version("headrace"), prog_name="headrace")
 def main() -> None:
-    """Headrace serves models over the Open Inference Protocol.
+    r"""Headrace serves models over the Open Inference Protocol.
 
     \b
     Examples:
@@ -76,7 +76,8 @@ _settings_option = click.option(
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "json", "pretty"]))
 @_plain_errors
-def serve(  # noqa: PLR0913 - one parameter per option
+def serve(
+    *,
     models_dir: Path,
     settings_file: Path | None,
     host: str | None,
@@ -86,7 +87,7 @@ def serve(  # noqa: PLR0913 - one parameter per option
     log_level: str | None,
     log_format: str | None,
 ) -> None:
-    """Serve every model of the repository MODELS_DIR.
+    r"""Serve every model of the repository MODELS_DIR.
 
     The repository is laid out as Triton's: MODELS_DIR/<model>/<version>/model.onnx or model.py,
     with an optional config.toml or config.pbtxt beside the versions.
@@ -118,7 +119,7 @@ def serve(  # noqa: PLR0913 - one parameter per option
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @_plain_errors
 def check_settings(file: Path | None) -> None:
-    """Say whether FILE and the environment are settings that would start, and print them all.
+    r"""Say whether FILE and the environment are settings that would start, and print them all.
 
     \b
     Examples:
@@ -142,7 +143,8 @@ def token(name: str) -> None:
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     click.echo(f"token:   {secret}")
-    click.echo(f'setting: [authentication.tokens]\n         {msgspec.json.encode(name).decode()} = "{digest}"')
+    key = msgspec.json.encode(name).decode()
+    click.echo(f'setting: [authentication.tokens]\n         {key} = "{digest}"')
 
 
 @main.command()
@@ -151,7 +153,7 @@ def token(name: str) -> None:
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_plain_errors
 def demo(*, keep: bool, http_port: int, files: tuple[Path, ...]) -> None:
-    """Serve a real file-type classifier and ask it about FILES (this folder's, if none).
+    r"""Serve a real file-type classifier and ask it about FILES (this folder's, if none).
 
     \b
     Examples:

@@ -103,9 +103,7 @@ def _open(file: Path, threads: int) -> Any:
     # idle workers that spin would take the processor from the event loop
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own classes share no base but this
         msg = f"{file.name} cannot be loaded: {_first_line(error)}"
         raise ModelLoadFailed(msg) from error

@@ -28,8 +28,7 @@ _serial: Final = itertools.count()  # every load gets a module of its own
 
 
 class PythonModelLoader:
-    """Loads `model.py` files of the operator's own folder. Code that arrived over the API never
-    comes here."""
+    """Loads `model.py` files of the operator's own folder, never code that came over the API."""
 
     def load(self, source: ModelSource) -> Sequence[PythonExecutor]:
         """See ExecutorLoader.load."""
@@ -140,7 +139,7 @@ def _check_specs(cls: type[Model], kind: str, specs: Sequence[TensorSpec]) -> No
         raise ModelLoadFailed(msg)
     for spec in specs:
         if spec.datatype not in DATATYPES:
-            msg = f"class {cls.__name__}: {kind} has {spec!r}, whose datatype is none of the protocol"
+            msg = f"class {cls.__name__}: {kind} has {spec!r}, whose datatype is not known"
             raise ModelLoadFailed(msg)
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.compose import demo_magika
-from headrace.compose.demo_client import Client, infer_path, json_request
+from headrace.compose.demo_client import Client, infer_path, json_request, model_path
 from headrace.compose.demo_files import pick
 from headrace.compose.demo_magika import Magika, Verdict
 from headrace.compose.platform import Platform
@@ -36,7 +36,7 @@ from headrace.settings import Settings, load
 from headrace.telemetry import logs
 
 _PICKED: Final = 14
-_PICKED_ELSEWHERE: Final = 6
+_PICKED_ELSEWHERE: Final = 8
 _TOLERANCE: Final = 1e-6
 _OK: Final = 200
 _UNAUTHORIZED: Final = 401
@@ -56,9 +56,11 @@ def run(files: Sequence[Path], *, keep: bool, http_port: int, version: str) -> N
     """
     installed = demo_magika.find()
     magika = demo_magika.load(installed)
-    chosen = list(files) or pick(Path(), _PICKED)
+    top = Path()
+    chosen = list(files) or pick(top, _PICKED)
     if not chosen:
-        chosen = pick(Path(sysconfig.get_path("stdlib")), _PICKED_ELSEWHERE)
+        top = Path(sysconfig.get_path("stdlib"))
+        chosen = pick(top, _PICKED_ELSEWHERE)
     if not chosen:
         msg = "there is no file here to ask about: name some, as in headrace demo FILE..."
         raise InvalidSettings(msg)
@@ -73,7 +75,7 @@ def run(files: Sequence[Path], *, keep: bool, http_port: int, version: str) -> N
     logs.configure(settings.log, sys.stderr)
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         demo_magika.write_repository(Path(folder, "models"), installed, magika)
-        demo = _Demo(settings, Path(folder), magika, token=token, version=version)
+        demo = _Demo(settings, Path(folder), magika, top, token=token, version=version)
         problems = uvloop.run(demo.run(chosen, keep=keep))
     for problem in problems:
         sys.stderr.write(f"headrace: {logs.one_line(problem)}\n")
@@ -140,11 +142,19 @@ def classify(file: Path, magika: Magika, client: Inference) -> Row:
 
 class _Demo:
     def __init__(
-        self, settings: Settings, folder: Path, magika: Magika, *, token: str, version: str
+        self,
+        settings: Settings,
+        folder: Path,
+        magika: Magika,
+        top: Path,
+        *,
+        token: str,
+        version: str,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._magika = magika
+        self._top = top
         self._token = token
         self._version = version
         self._console = Console(highlight=False, markup=False)
@@ -163,6 +173,8 @@ class _Demo:
                 f"headrace {self._version} serves {demo_magika.NAME} ({demo_magika.RELEASE}) "
                 f"on {self._url}, ready after {time.monotonic() - begun:.2f} s\n"
             )
+            if self._top != Path():
+                self._print(f"Nothing to ask about here, so these files are from {self._top}\n")
             client = Client(platform.http_address, token=self._token)
             try:
                 rows, problems = await asyncio.to_thread(
@@ -187,7 +199,7 @@ class _Demo:
             if stopped():
                 return rows, ["interrupted"]
             rows.append(classify(file, self._magika, client))
-        console.print(_table(rows))
+        console.print(_table(rows, self._top))
         self._print(_summary(rows))
         problems = [f"{row.file}: {row.problem}" for row in rows if row.problem]
         try:
@@ -205,11 +217,8 @@ class _Demo:
             self._print_answer(path, status, body.decode(errors="replace"))
             if status != _OK:
                 problems.append(f"{path} answered {status}")
-        path = f"/v2/models/{demo_magika.NAME}"
-        status, body = client.get(path)
-        self._print_answer(path, status, _described(body) if status == _OK else body.decode())
-        if status != _OK:
-            problems.append(f"{path} answered {status}")
+        path = model_path(demo_magika.NAME)
+        self._print_answer(path, _OK, client.metadata(demo_magika.NAME))
         status, _ = client.get(path, authorized=False)
         self._print_answer(path, status, "without the token")
         if status != _UNAUTHORIZED:
@@ -231,18 +240,18 @@ class _Demo:
         body = self._folder / "request.json"
         three = {"name": demo_magika.OUTPUT, "parameters": {"classification": 3}}
         body.write_bytes(json_request(demo_magika.INPUT, features, outputs=[three]))
-        model = f"{self._url}/v2/models/{demo_magika.NAME}"
+        infer = self._url + infer_path(demo_magika.NAME)
         self._print(
             f"\n"
-            f"infer     POST {self._url}{infer_path(demo_magika.NAME)}\n"
-            f"metadata  GET  {model}\n"
+            f"infer     POST {infer}\n"
+            f"metadata  GET  {self._url}{model_path(demo_magika.NAME)}\n"
             f"metrics   GET  {self._url}/metrics\n"
             f"health    GET  {self._url}/readyz\n"
             f"token     {self._token}\n"
             f"\n"
             f"The three likeliest types of {file}:\n"
             f"\n"
-            f"curl -sS --noproxy '*' {self._url}{infer_path(demo_magika.NAME)} \\\n"
+            f"curl -sS --noproxy '*' {infer} \\\n"
             f"  -H 'Authorization: Bearer {self._token}' \\\n"
             f"  -H 'Content-Type: application/json' \\\n"
             f"  --data-binary {shlex.quote(f'@{body}')}\n"
@@ -274,14 +283,15 @@ def _stopped_by_signal() -> asyncio.Event:
 # What is shown
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(rows: Sequence[Row], top: Path) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("file", overflow="fold")
     table.add_column("type", overflow="fold")
     for name in ("score", "JSON ms", "binary ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        file = Text(logs.one_line(str(row.file)))
+        shown = row.file.relative_to(top) if row.file.is_relative_to(top) else row.file
+        file = Text(logs.one_line(str(shown)))
         if row.verdict is None:
             table.add_row(file, Text("failed", style="red"))
         elif row.features is None:
@@ -299,46 +309,14 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    asked = [row for row in rows if row.features is not None]
     lines = []
-    if asked:
-        lines.append(
-            f"{len(asked)} files, each asked about in JSON and in binary: the answers agree. "
-            "Times are the client's."
-        )
+    if not any(row.problem for row in rows):
+        lines.append("JSON and binary answers agree for every file. Times are the client's.")
     if any(row.verdict and row.features is None for row in rows):
         lines.append("by rule: too few bytes to tell, so the model is not asked.")
     if any(row.verdict and not row.verdict.sure for row in rows):
         lines.append("?: the score is below what magika asks for before it trusts this type.")
     return "\n".join(["", *lines, ""])
-
-
-class _TensorMetadata(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class _ModelMetadata(msgspec.Struct):
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[_TensorMetadata]
-    outputs: list[_TensorMetadata]
-
-
-def _described(body: bytes) -> str:
-    """A model's metadata in a line. Raises HeadraceError where it is none."""
-    try:
-        model = msgspec.json.decode(body, type=_ModelMetadata)
-    except msgspec.DecodeError as error:
-        msg = f"the metadata is not what the protocol says: {error}"
-        raise HeadraceError(msg) from error
-    inputs, outputs = (
-        ", ".join(f"{tensor.name} {tensor.datatype}{tensor.shape}" for tensor in tensors)
-        for tensors in (model.inputs, model.outputs)
-    )
-    return f"{model.platform}, version {', '.join(model.versions)}: {inputs} -> {outputs}"
 
 
 def _example(rows: Sequence[Row], magika: Magika) -> tuple[Path, Array]:

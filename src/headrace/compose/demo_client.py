@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from headrace.domain.tensors import Array
 
 TIMEOUT_S: Final = 30.0
 _OK: Final = 200
+_T = TypeVar("_T")
 
 
 class _Output(msgspec.Struct):
@@ -32,6 +33,19 @@ class _Refusal(msgspec.Struct):
     error: str
 
 
+class _TensorMetadata(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class _Metadata(msgspec.Struct):
+    platform: str
+    versions: list[str]
+    inputs: list[_TensorMetadata]
+    outputs: list[_TensorMetadata]
+
+
 class Client:
     """One connection to a platform. It blocks: call it from a worker thread."""
 
@@ -45,6 +59,17 @@ class Client:
         answer, body = self._exchange("GET", path, headers)
         return answer.status, body
 
+    def metadata(self, model: str) -> str:
+        """A model's metadata in one line. Raises HeadraceError, as `infer_json` does."""
+        status, body = self.get(model_path(model))
+        _require_ok(status, body)
+        found = _decode(body, _Metadata)
+        inputs, outputs = (
+            ", ".join(f"{tensor.name} {tensor.datatype}{tensor.shape}" for tensor in tensors)
+            for tensors in (found.inputs, found.outputs)
+        )
+        return f"{found.platform}, version {', '.join(found.versions)}: {inputs} -> {outputs}"
+
     def infer_json(self, model: str, name: str, row: Array) -> Array:
         """Send an input of one INT32 row as JSON; the model's only output, FP32, from JSON.
 
@@ -53,8 +78,8 @@ class Client:
         """
         body = json_request(name, row)
         _, answer = self._infer(model, body, {"Content-Type": "application/json"})
-        output = _decode(answer)
-        return _array(np.array(output.data, dtype=np.float32), output.shape)
+        output = _decode(answer, _Answer).outputs[0]
+        return _array(np.array(output.data, dtype="<f4").tobytes(), output.shape)
 
     def infer_binary(self, model: str, name: str, row: Array) -> Array:
         """As `infer_json`, with the tensors behind the JSON in both directions."""
@@ -66,8 +91,8 @@ class Client:
             "Inference-Header-Content-Length": str(len(head)),
         }
         length, answer = self._infer(model, head + data, headers)
-        output = _decode(answer[:length])
-        return _array(np.frombuffer(answer[length:], dtype="<f4"), output.shape)
+        output = _decode(answer[:length], _Answer).outputs[0]
+        return _array(answer[length:], output.shape)
 
     def close(self) -> None:
         """Close the connection."""
@@ -78,12 +103,7 @@ class Client:
         answer, data = self._exchange(
             "POST", infer_path(model), {**headers, **self._authorization}, body
         )
-        if answer.status != _OK:
-            reason = data[:200].decode(errors="replace")
-            with contextlib.suppress(msgspec.DecodeError):
-                reason = msgspec.json.decode(data, type=_Refusal).error
-            msg = f"status {answer.status}: {reason}"
-            raise HeadraceError(msg)
+        _require_ok(answer.status, data)
         length = answer.headers.get("Inference-Header-Content-Length", "")
         return int(length) if length.isdecimal() else len(data), data
 
@@ -100,9 +120,14 @@ class Client:
             raise HeadraceError(msg) from error
 
 
+def model_path(model: str) -> str:
+    """Where a model's metadata is."""
+    return f"/v2/models/{model}"
+
+
 def infer_path(model: str) -> str:
     """Where a model's requests go."""
-    return f"/v2/models/{model}/infer"
+    return f"{model_path(model)}/infer"
 
 
 def json_request(name: str, row: Array, outputs: Sequence[Mapping[str, Any]] = ()) -> bytes:
@@ -117,17 +142,27 @@ def _input(name: str, row: Array) -> dict[str, Any]:
     return {"name": name, "datatype": "INT32", "shape": [1, len(row)]}
 
 
-def _decode(text: bytes) -> _Output:
+def _require_ok(status: int, body: bytes) -> None:
+    if status == _OK:
+        return
+    reason = body[:200].decode(errors="replace")
+    with contextlib.suppress(msgspec.DecodeError):
+        reason = msgspec.json.decode(body, type=_Refusal).error
+    msg = f"status {status}: {reason}"
+    raise HeadraceError(msg)
+
+
+def _decode(text: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(text, type=_Answer).outputs[0]
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         msg = f"the answer is not what the protocol says: {error}"
         raise HeadraceError(msg) from error
 
 
-def _array(flat: Array, shape: tuple[int, ...]) -> Array:
+def _array(data: bytes, shape: tuple[int, ...]) -> Array:
     try:
-        return flat.reshape(shape)
+        return np.frombuffer(data, dtype="<f4").reshape(shape)
     except ValueError as error:
-        msg = f"the answer has {flat.size} elements for the shape {list(shape)}"
+        msg = f"the answer has {len(data)} bytes of FP32 for the shape {list(shape)}"
         raise HeadraceError(msg) from error

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-import headrace.adapters.triton_config as triton_config
+from headrace.adapters import triton_config
 from headrace.adapters.model_folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader

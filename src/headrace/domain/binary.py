@@ -21,9 +21,7 @@ _LENGTH: Final = struct.Struct("<I")
 _MAX_BOOL: Final = 1
 
 
-def from_binary(
-    name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview
-) -> Array:
+def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
     """Decode one tensor without copying where alignment allows; the array may be read-only.
 
     Raises:

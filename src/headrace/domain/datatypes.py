@@ -23,7 +23,9 @@ class Datatype(msgspec.Struct, frozen=True):
     in_json: bool = True
 
 
-def _datatype(name: str, dtype: Any, kind: str, size: int = -1, *, in_json: bool = True) -> Datatype:
+def _datatype(
+    name: str, dtype: Any, kind: str, size: int = -1, *, in_json: bool = True
+) -> Datatype:
     numpy_dtype = np.dtype(dtype)
     return Datatype(name, numpy_dtype, numpy_dtype.itemsize if size < 0 else size, kind, in_json)
 

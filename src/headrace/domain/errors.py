@@ -1,4 +1,4 @@
-"""The one tree of errors. Each class has a stable code; `transport/status.py` maps codes to wires."""
+"""The one tree of errors. Each has a stable code, which `transport/status.py` maps to wires."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ _KEPT: Final = 4096  # verified credentials that are looked up instead of hashed
 _MAX_CREDENTIAL_BYTES: Final = 8192
 
 
-class AuthenticationSettings(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
-):
+class AuthenticationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who may call."""
 
     #: Callers by name, each with the SHA-256 of its token in lower-case hexadecimal digits

@@ -1,4 +1,4 @@
-"""The gateway: fixes a request's deadline and priority, lets it in, and counts what became of it."""
+"""The gateway: fixes a request's deadline, lets it in, and counts what became of it."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ class Gateway:
         metrics.in_flight.value += 1
         model, version, outcome = request.model, request.version, "ok"
         try:
-            if self.draining:
-                msg = "this server is shutting down"
-                raise ShuttingDown(msg, retry_after_s=_RETRY_AFTER_S)
+            self._admit()
             response = await self._service.infer(request, self._narrowed(request, call))
             version = response.version
         except HeadraceError as error:
@@ -73,6 +71,11 @@ class Gateway:
         finally:
             metrics.in_flight.value -= 1
             metrics.record(model, version, outcome, self._clock() - call.received)
+
+    def _admit(self) -> None:
+        if self.draining:
+            msg = "this server is shutting down"
+            raise ShuttingDown(msg, retry_after_s=_RETRY_AFTER_S)
 
     def _narrowed(self, request: InferRequest, call: Call) -> Call:
         """The call with its one deadline: the smallest of all wishes, within the maximum."""

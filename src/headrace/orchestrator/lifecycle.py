@@ -168,9 +168,7 @@ class Models:
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
         """See ModelControl.load. Versions in use are replaced without dropping a request."""
         async with self._lock(model):
-            found = await asyncio.to_thread(
-                self._repository.find, model, config_json=config_json
-            )
+            found = await asyncio.to_thread(self._repository.find, model, config_json=config_json)
             if found is None:
                 msg = f"failed to load '{model}', no such model in the model repository"
                 raise InvalidRequest(msg)
@@ -297,9 +295,7 @@ class Models:
             metrics=self._metrics.version(name, version),
         )
         try:
-            await asyncio.to_thread(
-                warm_up, executors, found.source, times=served.scheduler.times
-            )
+            await asyncio.to_thread(warm_up, executors, found.source, times=served.scheduler.times)
         except ModelLoadFailed:
             served.scheduler.close()
             raise

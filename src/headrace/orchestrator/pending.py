@@ -33,7 +33,7 @@ class Pending:
         "timer",
     )
 
-    def __init__(  # noqa: PLR0913 - one field per fact
+    def __init__(
         self,
         inputs: Arrays,
         *,

@@ -22,7 +22,7 @@ from headrace.ports.executor import Executor
 class ServedVersion:
     """Checks a request against the signature, has it run, and names the outputs."""
 
-    def __init__(  # noqa: PLR0913 - assembled in one place
+    def __init__(
         self,
         *,
         model: str,

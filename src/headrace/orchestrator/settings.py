@@ -5,9 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class OrchestratorSettings(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
-):
+class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How models are run in this process."""
 
     #: Requests that may wait for one version; one more is refused with 503 at once.

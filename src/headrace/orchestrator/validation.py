@@ -93,9 +93,7 @@ class RequestCheck:
             msg = f"inference request for model '{self._model}' has no rows"
             raise InvalidRequest(msg)
         if rows > self._max_rows:
-            msg = (
-                f"inference request batch-size must be <= {self._max_rows} for '{self._model}'"
-            )
+            msg = f"inference request batch-size must be <= {self._max_rows} for '{self._model}'"
             raise InvalidRequest(msg)
 
     def _check_shape(self, spec: TensorSpec, shape: Sequence[int]) -> None:

@@ -21,9 +21,7 @@ _PROBE_RUNS: Final = 3  # the first one pays for allocations; the last one count
 _PROBE_LIMIT: Final = 1_000_000  # elements of a probe input
 
 
-def warm_up(
-    executors: Sequence[Executor], source: ModelSource, *, times: ExecutionTime
-) -> None:
+def warm_up(executors: Sequence[Executor], source: ModelSource, *, times: ExecutionTime) -> None:
     """Run the configured warm-up on every executor, and learn how long one row takes.
 
     Blocks. Only executors whose time depends on shapes alone are timed with made-up input: a

@@ -23,7 +23,6 @@ from headrace.transport.oip_rest.errors import error_headers
 from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.status import http_status
 
-
 #: Paths that answer everybody: probes and scrapers have no token. All others ask for one.
 PUBLIC: Final = frozenset(
     {"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"}
@@ -71,9 +70,7 @@ class _Edge:
         self._ids = ids
         self._access_log = access_log
 
-    async def __call__(
-        self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend
-    ) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend) -> None:
         begun = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
@@ -120,13 +117,9 @@ class _Edge:
 
 async def _typed_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)  # noqa: S101 - registered for it
-    return JSONResponse(
-        {"error": error.message}, http_status(error), headers=error_headers(error)
-    )
+    return JSONResponse({"error": error.message}, http_status(error), headers=error_headers(error))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
-

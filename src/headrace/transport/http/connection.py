@@ -376,6 +376,11 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self._active is not None or self._phase in {Phase.HEAD, Phase.BODY}
+
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
         if self._phase is Phase.IDLE and self._active is None and not self.lost:

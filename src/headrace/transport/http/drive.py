@@ -62,7 +62,7 @@ class Drive(Generic[T]):
             if future is None:  # a bare yield: asyncio.sleep(0)
                 self._loop.call_soon(self._step)
                 return
-            future._asyncio_future_blocking = False
+            future._asyncio_future_blocking = False  # noqa: SLF001 - the protocol of awaited futures
             self._waiting = future
             future.add_done_callback(self._step)
             if self._cancelled and future.cancel():

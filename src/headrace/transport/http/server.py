@@ -14,6 +14,7 @@ from headrace.transport.http.limits import HttpLimits
 
 _SWEEP_S: Final = 0.25
 _BACKLOG: Final = 2048
+_POLL_S: Final = 0.01
 
 
 class HttpServer:
@@ -69,10 +70,10 @@ class HttpServer:
         deadline = host.loop.time() + grace_s
         for connection in list(host.connections):
             connection.close_if_idle()
-        while host.connections and host.loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        while any(c.busy for c in host.connections) and host.loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
         self._listener.close()
-        late = list(host.connections)
+        late = [c for c in host.connections if c.busy]
         for connection in late:
             connection.cancel()
         if late:
@@ -107,5 +108,5 @@ def bind(address: tuple[str, int]) -> socket.socket:
             msg = f"cannot listen on {name}:{port}: {error.strerror or error}"
             raise InvalidSettings(msg) from error
         undo.pop_all()
-    sock.setblocking(False)
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return sock

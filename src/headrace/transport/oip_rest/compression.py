@@ -58,4 +58,6 @@ def choose(accept_encoding: bytes) -> bytes | None:
 def compress(parts: list[bytes | memoryview], coding: bytes) -> bytes:
     """The parts as one stream of `coding`."""
     body = b"".join(parts)
-    return gzip.compress(body, _LEVEL, mtime=0) if coding == b"gzip" else zlib.compress(body, _LEVEL)
+    return (
+        gzip.compress(body, _LEVEL, mtime=0) if coding == b"gzip" else zlib.compress(body, _LEVEL)
+    )

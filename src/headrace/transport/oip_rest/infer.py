@@ -23,8 +23,8 @@ from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
 from headrace.transport.oip_rest.compression import choose, compress, decompress
 from headrace.transport.oip_rest.errors import error_response
 from headrace.transport.oip_rest.payload import RestPayload
-from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.oip_rest.response import encode
+from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.status import CLIENT_CLOSED, http_status
 
 ROUTE: Final = "/v2/models/{model}/infer"
@@ -157,9 +157,7 @@ class InferWire:
         if len(http.body) <= _HERE_BELOW_BYTES // 4:
             return decompress(http.body, coding, self._max_body_bytes)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            None, decompress, http.body, coding, self._max_body_bytes
-        )
+        return await loop.run_in_executor(None, decompress, http.body, coding, self._max_body_bytes)
 
     async def _compressed(
         self, accepted: bytes, lines: bytes, body: list[bytes | memoryview]

@@ -178,7 +178,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            msg = f"the request body names the key {ascii(key[:64])} twice in one object"
+            msg = f"the request body names the key {key[:64]!a} twice in one object"
             raise InvalidRequest(msg)
         seen.add(key)
 
@@ -189,7 +189,7 @@ def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[list[Tensor], int]:
     for i, tensor in enumerate(inputs):
         name, datatype, parameters = tensor.name, tensor.datatype, tensor.parameters
         if datatype not in DATATYPES:
-            msg = f"inputs[{i}].datatype: {ascii(datatype[:32])} is not a datatype"
+            msg = f"inputs[{i}].datatype: {datatype[:32]!a} is not a datatype"
             raise InvalidRequest(msg)
         size = None
         if parameters:

@@ -14,10 +14,14 @@ from headrace.domain.inference import InferResponse
 from headrace.domain.tensors import InferContent, Tensor
 
 _JSON: Final = b"content-type: application/json\r\n"
-_BINARY: Final = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+_BINARY: Final = (
+    b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+)
 
 
-def encode(response: InferResponse, content: InferContent) -> tuple[bytes, list[bytes | memoryview]]:
+def encode(
+    response: InferResponse, content: InferContent
+) -> tuple[bytes, list[bytes | memoryview]]:
     """The header lines and the body parts that answer the request `content`.
 
     A NaN or an infinity of an output has no JSON form and becomes `null`, as JavaScript writes
@@ -68,7 +72,9 @@ def _data(tensor: Tensor) -> Any:
         try:
             return [element.decode() for element in tensor.array.ravel().tolist()]
         except UnicodeDecodeError:
-            msg = f"output '{tensor.name}' holds bytes that are not UTF-8; ask for it as binary data"
+            msg = (
+                f"output '{tensor.name}' holds bytes that are not UTF-8; ask for it as binary data"
+            )
             raise InvalidRequest(msg) from None
     if not DATATYPES[tensor.datatype].in_json:
         msg = (

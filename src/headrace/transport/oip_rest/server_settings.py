@@ -117,7 +117,7 @@ class LogLevel:
                 msg = "log_file cannot be set over the API: logs go where the platform was told"
                 raise InvalidRequest(msg)
             if key not in merged:
-                msg = f"unknown log setting {ascii(key[:64])}"
+                msg = f"unknown log setting {key[:64]!a}"
                 raise InvalidRequest(msg)
             if type(value) is not type(merged[key]):
                 msg = f"{key}: expected a {type(merged[key]).__name__}"
@@ -150,7 +150,7 @@ def _checked(key: str, value: Any) -> Any:
         msg = "trace_file cannot be set over the API: time lines go to the log"
         raise InvalidRequest(msg)
     if key not in _DEFAULTS:
-        msg = f"unknown trace setting {ascii(key[:64])}"
+        msg = f"unknown trace setting {key[:64]!a}"
         raise InvalidRequest(msg)
     if value is None:
         return None
