@@ -133,9 +133,7 @@ def serving(
     try:
         eventually(lambda: _listening(server), timeout_s=_START_S)
         if ready:
-            eventually(
-                lambda: server.request("GET", "/readyz").status == 200, timeout_s=_START_S
-            )
+            eventually(lambda: server.request("GET", "/readyz").status == 200, timeout_s=_START_S)
         yield server
     finally:
         if process.poll() is None:

@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from headrace.adapters.signatures import batch_limit, reconcile
 from headrace.domain.errors import InvalidRequest, ModelFailed, ModelLoadFailed
 from headrace.domain.models import Signature, TensorSpec
+from headrace.domain.signatures import batch_limit, reconcile
 from headrace.domain.tensors import Array
 from headrace.ports.executor import Arrays, ModelSource
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from headrace.adapters.signatures import configured, reconcile
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest, ModelFailed, ModelLoadFailed
 from headrace.domain.models import Signature, TensorSpec
+from headrace.domain.signatures import configured, reconcile
 from headrace.domain.tensors import Array
 from headrace.ports.executor import Arrays, ModelSource
 from headrace.ports.python_model import LoadContext, Model

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -203,27 +203,26 @@ class _Demo:
         self._print(_summary(rows))
         problems = [f"{row.file}: {row.problem}" for row in rows if row.problem]
         try:
-            problems += self._probe(client)
+            for problem in self._probe(client):
+                problems.append(problem)  # noqa: PERF402 - what comes before an error counts too
             self._print_metrics(client)
         except HeadraceError as error:
             problems.append(error.message)
         return rows, problems
 
-    def _probe(self, client: Client) -> list[str]:
-        """Show health and metadata. Answers what is not as it should be."""
-        problems = []
+    def _probe(self, client: Client) -> Iterator[str]:
+        """Show health and metadata; yield what is not as it should be."""
         for path in ("/livez", "/readyz", "/v2/health/ready"):
             status, body = client.get(path, authorized=False)
             self._print_answer(path, status, body.decode(errors="replace"))
             if status != _OK:
-                problems.append(f"{path} answered {status}")
+                yield f"{path} answered {status}"
         path = model_path(demo_magika.NAME)
         self._print_answer(path, _OK, client.metadata(demo_magika.NAME))
         status, _ = client.get(path, authorized=False)
         self._print_answer(path, status, "without the token")
         if status != _UNAUTHORIZED:
-            problems.append(f"{path} answered {status} to a request without the token")
-        return problems
+            yield f"{path} answered {status} to a request without the token"
 
     def _print_metrics(self, client: Client) -> None:
         _, body = client.get("/metrics", authorized=False)

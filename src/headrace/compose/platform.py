@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from headrace.adapters import triton_config
-from headrace.adapters.model_folder import ModelFolder
+from headrace.adapters.model_repository import triton_config
+from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
 from headrace.compose.checks import check_exposure

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import headrace.compose.demo_files as demo_files
+from headrace.compose import demo_files
 from headrace.compose.demo_files import pick
 
 

@@ -73,30 +73,22 @@ class _Refusal:
         pass
 
 
-class _HandlerExchange:
+class _HandlerExchange(Drive[HttpResponse]):
     """A whole request answered by a handler, without a task."""
 
-    __slots__ = ("_connection", "_drive", "keep_alive")
+    __slots__ = ("_connection", "keep_alive")
 
     def __init__(
         self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
     ) -> None:
+        super().__init__(handler(request), connection.host.loop)
         self._connection = connection
         self.keep_alive = keep_alive
-        self._drive = Drive(
-            handler(request), loop=connection.host.loop, done=self._done, failed=self._failed
-        )
 
-    def start(self) -> None:
-        self._drive.start()
+    def done(self, result: HttpResponse) -> None:
+        self._connection.respond(self, result)
 
-    def cancel(self) -> None:
-        self._drive.cancel()
-
-    def _done(self, response: HttpResponse) -> None:
-        self._connection.respond(self, response)
-
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
         if not isinstance(error, asyncio.CancelledError):
             self._connection.host.log_failure(error)
             self._connection.respond(self, json_error(500, "internal error", close=True))
@@ -113,6 +105,7 @@ class Connection(asyncio.Protocol):
         "_body_bytes",
         "_handler",
         "_head_bytes",
+        "_head_read",
         "_headers",
         "_input",
         "_keep_alive",
@@ -121,6 +114,7 @@ class Connection(asyncio.Protocol):
         "_pending",
         "_phase",
         "_pumping",
+        "_read_paused",
         "_target",
         "_transport",
         "_write_paused",
@@ -140,9 +134,11 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Exchange] = deque()
         self._pumping = False
         self._write_paused = False
+        self._read_paused = False
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0
+        self._head_bytes = 0  # in names and values
+        self._head_read = 0  # in reads that ended inside the head
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._method = ""
@@ -171,15 +167,15 @@ class Connection(asyncio.Protocol):
                 self._active.keep_alive = False
             self._phase = Phase.DEAF
         except httptools.HttpParserError as error:
-            if self._phase is not Phase.DEAF:  # else: refused inside a callback
+            if not self._deaf:  # else: refused inside a callback
                 cause = error.__context__
                 if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
                     self.host.log_failure(cause)
                 self._refuse(400, f"malformed HTTP request: {error}")
             return
-        if self._phase is Phase.HEAD:
-            self._head_bytes += len(data)
-            if self._head_bytes > self.host.limits.max_head_bytes:
+        if self._phase is Phase.HEAD:  # a head that is not whole yet
+            self._head_read += len(data)
+            if self._head_read > self.host.limits.max_head_bytes:
                 self._refuse(431, "request line and headers are over the limit")
 
     def eof_received(self) -> None:
@@ -215,6 +211,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers = {}
         self._head_bytes = 0
+        self._head_read = 0
         self._body = []
         self._body_bytes = 0
         if self._active is None:
@@ -339,7 +336,7 @@ class Connection(asyncio.Protocol):
             self._pump()
         elif self._phase is Phase.IDLE:
             self.deadline = self.host.now + self.host.limits.idle_timeout_s
-        if not self._pending:
+        if self._read_paused and not self._pending:
             self.resume_reading()
 
     def write(self, parts: Sequence[bytes]) -> None:
@@ -349,12 +346,14 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Take no more from the client until `resume_reading`."""
-        if not self.lost and not self._transport.is_closing():
+        if not (self._read_paused or self.lost or self._transport.is_closing()):
+            self._read_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; harmless where nothing is paused."""
-        if not self.lost and not self._transport.is_closing():
+        if self._read_paused and not (self.lost or self._transport.is_closing()):
+            self._read_paused = False
             self._transport.resume_reading()
 
     def address(self, kind: str) -> tuple[str, int] | None:
@@ -380,6 +379,10 @@ class Connection(asyncio.Protocol):
     def busy(self) -> bool:
         """Whether a request is being read or answered."""
         return self._active is not None or self._phase in {Phase.HEAD, Phase.BODY}
+
+    @property
+    def _deaf(self) -> bool:
+        return self._phase is Phase.DEAF
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
@@ -427,11 +430,12 @@ class Connection(asyncio.Protocol):
         self._enqueue(_Refusal(self, json_error(status, message, close=True)))
 
     def _enqueue(self, exchange: Exchange) -> None:
+        if self._active is None and not (self._pending or self._write_paused):
+            self._active = exchange
+            exchange.start()
+            return
         self._pending.append(exchange)
-        if self._active is None:
-            self._pump()
-        else:
-            self.pause_reading()
+        self.pause_reading()
 
     def _pump(self) -> None:
         if self._pumping:  # an exchange that was answered at once: the loop below goes on

@@ -7,35 +7,34 @@ no use for the rest of what a task gives. See docs/adr/0003.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Drive(Generic[T]):
-    """One coroutine under way.
+    """One coroutine under way; a subclass says what becomes of its end.
 
     The coroutine may await futures (and whatever awaits only futures), and may yield with
     `asyncio.sleep(0)`; it has no current task. Exactly one of `done` and `failed` is called, once.
     """
 
-    __slots__ = ("_cancelled", "_coroutine", "_done", "_failed", "_loop", "_waiting")
+    __slots__ = ("_cancelled", "_coroutine", "_loop", "_waiting")
 
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, T],
-        *,
-        loop: asyncio.AbstractEventLoop,
-        done: Callable[[T], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine = coroutine
         self._loop = loop
-        self._done = done
-        self._failed = failed
         self._waiting: asyncio.Future[Any] | None = None
         self._cancelled = False
+
+    def done(self, result: T) -> None:
+        """The coroutine returned."""
+        raise NotImplementedError
+
+    def failed(self, error: BaseException) -> None:
+        """The coroutine raised; CancelledError after `cancel`."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Run up to the first wait, at once."""
@@ -55,14 +54,14 @@ class Drive(Generic[T]):
             else:
                 future = self._coroutine.send(None)
         except StopIteration as stop:
-            self._done(stop.value)
+            self.done(stop.value)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - handed on whole
-            self._failed(error)
+            self.failed(error)
         else:
             if future is None:  # a bare yield: asyncio.sleep(0)
                 self._loop.call_soon(self._step)
                 return
-            future._asyncio_future_blocking = False  # noqa: SLF001 - the protocol of awaited futures
+            future._asyncio_future_blocking = False  # noqa: SLF001 - the protocol of awaiting
             self._waiting = future
             future.add_done_callback(self._step)
             if self._cancelled and future.cancel():

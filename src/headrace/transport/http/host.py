@@ -59,6 +59,11 @@ class Host:
         self.date_line = b""
         self.tick()
 
+    @property
+    def busy(self) -> list[Connection]:
+        """Connections that read or answer a request."""
+        return [connection for connection in self.connections if connection.busy]
+
     def tick(self) -> None:
         """Read the clocks."""
         self.now = self.loop.time()

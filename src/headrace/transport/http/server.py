@@ -70,10 +70,10 @@ class HttpServer:
         deadline = host.loop.time() + grace_s
         for connection in list(host.connections):
             connection.close_if_idle()
-        while any(c.busy for c in host.connections) and host.loop.time() < deadline:
+        while host.busy and host.loop.time() < deadline:  # noqa: ASYNC110 - no one event
             await asyncio.sleep(_POLL_S)
         self._listener.close()
-        late = [c for c in host.connections if c.busy]
+        late = host.busy
         for connection in late:
             connection.cancel()
         if late:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.adapters.model_toml import apply
+from headrace.adapters.model_repository.model_toml import apply
 from headrace.domain.errors import ModelLoadFailed
 from headrace.domain.models import (
     AllVersions,

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from headrace.adapters import textproto
+from headrace.adapters.model_repository import textproto
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import ModelLoadFailed
 from headrace.domain.models import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.adapters.model_folder import MAX_CONFIG_BYTES, ModelFolder
+from headrace.adapters.model_repository.folder import MAX_CONFIG_BYTES, ModelFolder
 from headrace.domain.errors import InvalidRequest, InvalidSettings
 from headrace.domain.models import AllVersions, LatestVersions, ModelConfig, TensorSpec
 from headrace.ports.executor import ModelSource

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from headrace.adapters import model_toml, triton_config
+from headrace.adapters.model_repository import model_toml, triton_config
 from headrace.domain.errors import InvalidRequest, InvalidSettings, ModelLoadFailed
 from headrace.domain.models import (
     AllVersions,

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from headrace.adapters.textproto import Identifier, Message, TextFormatError, parse
+from headrace.adapters.model_repository.textproto import Identifier, Message, TextFormatError, parse
 
 # Forms of fields
 

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from headrace.adapters.triton_config import check, from_json, from_text, to_json_object
+from headrace.adapters.model_repository.triton_config import (
+    check,
+    from_json,
+    from_text,
+    to_json_object,
+)
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import ModelLoadFailed
 from headrace.domain.models import (
