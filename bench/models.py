@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ def dense(path: Path, sizes: list[int], *, batch: str | int = "N", seed: int = 0
     rng = np.random.default_rng(seed)
     nodes, weights = [], []
     last = "x"
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         final = i == len(sizes) - 2
         w = (rng.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in)).astype(np.float32)
         b = np.zeros(fan_out, dtype=np.float32)
@@ -51,3 +52,10 @@ def tiny(root: Path) -> Path:
 def mlp(root: Path) -> Path:
     """A repository entry `mlp`: 256 → 512 → 512 → 10."""
     return dense(root / "mlp" / "1" / "model.onnx", [256, 512, 512, 10])
+
+
+def small(root: Path, count: int) -> Path:
+    """`count` repository entries `small-0`, `small-1`, … of 8 → 8 → 2; answers the root."""
+    for i in range(count):
+        dense(root / f"small-{i}" / "1" / "model.onnx", [8, 8, 2], seed=i)
+    return root

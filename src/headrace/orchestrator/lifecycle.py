@@ -98,7 +98,7 @@ class Models:
         served = self._table.get((model, version))
         if served is None:
             return self._why_not(model, version)
-        if served.ready:
+        if not served.scheduler.suspect or served.ready:
             return None
         msg = (
             f"model '{model}' is not ready: every instance of version {served.version} hangs "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from headrace.domain.errors import QueueFull
-from headrace.domain.models import Batching, QueuePolicy
+from headrace.domain.models import Batching
 from headrace.orchestrator.pending import Pending
 
 #: Levels of a model that configures none: 1 urgent, 2 normal, 3 whenever there is room (batch).
@@ -21,13 +22,19 @@ class RequestQueue:
     """Requests by level, first come first served within one. No I/O, no clock of its own."""
 
     def __init__(self, batching: Batching | None, *, limit: int) -> None:
-        self._batching = batching or Batching()
+        batching = batching or Batching()
+        levels = batching.priority_levels or DEFAULT_LEVELS
+        default = batching.default_priority if batching.priority_levels else 0
         self._limit = limit
-        levels = self._batching.priority_levels or DEFAULT_LEVELS
-        default = self._batching.default_priority if self._batching.priority_levels else 0
         self._default_level = default or min(DEFAULT_LEVEL, levels)
         self._levels: dict[int, OrderedDict[Pending, None]] = {
             level: OrderedDict() for level in range(1, levels + 1)
+        }
+        self._policies = {level: batching.policy(level) for level in self._levels}
+        self._timed = {
+            level
+            for level, policy in self._policies.items()
+            if policy.default_timeout_us or policy.allow_timeout_override
         }
         self._delayed: OrderedDict[Pending, None] = OrderedDict()
         self._length = 0
@@ -37,25 +44,25 @@ class RequestQueue:
 
     def __iter__(self) -> Iterator[Pending]:
         """All requests, the most urgent first; those past their queue time-out last."""
-        for level in self._levels.values():
-            yield from level
-        yield from self._delayed
+        return chain(*self._levels.values(), self._delayed)
 
     def level(self, priority: int) -> int:
         """The level for a request's priority; 0 and unknown ones get the default, as in Triton."""
         return priority if priority in self._levels else self._default_level
 
-    def queue_timeout_s(self, level: int, asked_us: int) -> float:
+    def timeout_s(self, level: int, asked_us: int) -> float:
         """How long a request of `level` may wait; `asked_us` is its own wish, 0 for none."""
-        policy = self._batching.policy(level)
+        if level not in self._timed:
+            return math.inf
+        policy = self._policies[level]
         timeout_us = policy.default_timeout_us
         if policy.allow_timeout_override and asked_us:
             timeout_us = min(timeout_us, asked_us) if timeout_us else asked_us
         return timeout_us / 1e6 if timeout_us else math.inf
 
-    def policy(self, level: int) -> QueuePolicy:
-        """The policy of a level."""
-        return self._batching.policy(level)
+    def delays(self, level: int) -> bool:
+        """Whether a request past its time in the queue is put last instead of refused."""
+        return self._policies[level].timeout_action == "delay"
 
     def push(self, request: Pending) -> None:
         """Add at the end of its level.
@@ -64,7 +71,7 @@ class RequestQueue:
             QueueFull: the level, or the queue as a whole, has no room.
         """
         level = self._levels[request.level]
-        limit = self._batching.policy(request.level).max_queue_size
+        limit = self._policies[request.level].max_queue_size
         if self._length >= self._limit or (limit and len(level) >= limit):
             msg = "Exceeds maximum queue size"
             raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
@@ -79,7 +86,7 @@ class RequestQueue:
             self._length -= 1
 
     def delay(self, request: Pending) -> None:
-        """Put a request behind all others: its queue time is over, and its policy says "delay"."""
+        """Put a request behind all others."""
         self.discard(request)
         request.delayed = True
         self._delayed[request] = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,7 +21,7 @@ from headrace.orchestrator.instance import Instance
 from headrace.orchestrator.metrics import VersionMetrics
 from headrace.orchestrator.pending import Pending
 from headrace.orchestrator.queue import RequestQueue
-from headrace.orchestrator.statistics import BatchStatistics, VersionStatistics
+from headrace.orchestrator.statistics import VersionStatistics
 from headrace.ports.executor import Executor
 
 _INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a thread and back
@@ -63,7 +62,7 @@ class Scheduler:
         self._delay: asyncio.TimerHandle | None = None
         self._unarmed: list[Pending] = []
         self._in_flight = 0
-        self._suspect = False  # a running request passed its deadline: an instance may hang
+        self.suspect = False  # a running request passed its deadline: an instance may hang
         self._drained: list[asyncio.Future[None]] = []
 
     @property
@@ -74,13 +73,13 @@ class Scheduler:
     @property
     def hung(self) -> int:
         """Instances that work on long after the last one waiting for them has given up."""
-        if not self._suspect:
+        if not self.suspect:
             return 0
         now = self._loop.time()
         hung = sum(
             instance.abandoned(now, self._hung_after(instance)) for instance in self._instances
         )
-        self._suspect = any(instance.run is not None for instance in self._instances)
+        self.suspect = any(instance.run is not None for instance in self._instances)
         return hung
 
     @property
@@ -141,92 +140,85 @@ class Scheduler:
             if isinstance(decision, Wait):
                 self._delay = self._loop.call_at(decision.until, self._dispatch)
                 break
-            run = self._take(decision, now)
-            if run is None:
+            if not self._take(decision, now):
                 continue
             instance = self._idle.pop()
-            instance.run = run
+            instance.run = decision
             instance.since = now
-            if self._bounded and self.times.predict(run.rows) < _INLINE_BELOW_S:
-                self._finish(instance, run, instance.run_here(run))
+            if self._bounded and self.times.predict(decision.rows) < _INLINE_BELOW_S:
+                self._finish(instance, decision, instance.run_here(decision))
                 break  # let the loop read before the next batch is formed
-            instance.run_on_thread(run)
+            instance.run_on_thread(decision)
         if self._unarmed:
             for request in self._unarmed:
                 if not request.future.done():
                     self._arm(request)
             self._unarmed.clear()
 
-    def _take(self, run: Run, now: float) -> Run | None:
-        """Take the run's requests out of the queue; None where one of them came too late."""
+    def _take(self, run: Run, now: float) -> bool:
+        """Take the run's requests out of the queue; False where one of them came too late."""
+        discard = self.queue.discard
         late = False
         for request in run.requests:
-            if request.deadline <= now or request.future.done():
+            if request.deadline <= now:
                 late = True
-                self.queue.discard(request)
+                discard(request)
                 _fail(request, _deadline_exceeded())
         if late:
-            return None
+            return False
         for request in run.requests:
-            self.queue.discard(request)
+            discard(request)
             request.running = True
-        return run
+        return True
 
     def _finish(self, instance: Instance, run: Run, execution: Execution) -> None:
+        """Hand the outcomes to those who wait, and count. Failed requests count apart."""
         instance.run = None
         self._idle.append(instance)
-        self._record(instance, run, execution)
+        since = instance.since
+        observe_wait = self._metrics.queue_seconds.observe
+        waited = 0.0  # together, by those that succeeded
+        succeeded = rows = 0
         for request, outcome in zip(run.requests, execution.outcomes, strict=True):
+            future = request.future
+            wait = since - request.enqueued
+            observe_wait(wait)
             if isinstance(outcome, HeadraceError):
                 _fail(request, outcome)
-            elif not request.future.done():
-                request.future.set_result(outcome)
+                continue
+            succeeded += 1
+            waited += wait
+            rows += request.rows
+            if not future.done():
+                future.set_result(outcome)
+        self._record(run, execution, succeeded=succeeded, rows=rows, waited_s=waited)
         if self.queue and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
-    def _record(self, instance: Instance, run: Run, execution: Execution) -> None:
-        statistics, metrics = self.statistics, self._metrics
-        infer_s = execution.infer_ns / 1e9
-        statistics.execution_count += 1
-        statistics.last_inference_ms = time.time_ns() // 1_000_000
-        batch = statistics.batches.get(run.rows)
-        if batch is None:
-            batch = statistics.batches[run.rows] = BatchStatistics()
-        batch.compute_input.add(execution.input_ns)
-        batch.compute_infer.add(execution.infer_ns)
-        batch.compute_output.add(execution.output_ns)
-        metrics.batch_rows.observe(run.rows)
-        metrics.executor_seconds.observe(infer_s)
-        since, observe = instance.since, metrics.queue_seconds.observe
-        failed = 0
-        waited = 0.0
-        for request, outcome in zip(run.requests, execution.outcomes, strict=True):
-            wait = since - request.enqueued
-            waited += wait
-            observe(wait)
-            if isinstance(outcome, HeadraceError):
-                failed += 1
-        count = len(run.requests)
-        total_ns = execution.input_ns + execution.infer_ns + execution.output_ns
-        succeeded = count - failed
+    def _record(
+        self, run: Run, execution: Execution, *, succeeded: int, rows: int, waited_s: float
+    ) -> None:
+        input_ns, infer_ns, output_ns = execution.input_ns, execution.infer_ns, execution.output_ns
+        infer_s = infer_ns / 1e9
+        self._metrics.batch_rows.observe(run.rows)
+        self._metrics.executor_seconds.observe(infer_s)
+        statistics = self.statistics
+        statistics.add_run(run.rows, input_ns, infer_ns, output_ns)
+        failed = len(run.requests) - succeeded
         if failed:
-            statistics.fail.add(failed * total_ns, failed)
+            statistics.fail.add(failed * (input_ns + infer_ns + output_ns), failed)
         else:
             self.times.observe(run.rows, infer_s)
-            statistics.inference_count += run.rows
-        if failed and succeeded:
-            outcomes = zip(run.requests, execution.outcomes, strict=True)
-            statistics.inference_count += sum(
-                r.rows for r, o in outcomes if not isinstance(o, HeadraceError)
-            )
         if succeeded:
-            waited_ns = int(waited * 1e9)
-            statistics.success.add(waited_ns + succeeded * total_ns, succeeded)
-            statistics.queue.add(waited_ns, succeeded)
-            statistics.compute_input.add(succeeded * execution.input_ns, succeeded)
-            statistics.compute_infer.add(succeeded * execution.infer_ns, succeeded)
-            statistics.compute_output.add(succeeded * execution.output_ns, succeeded)
+            statistics.add_success(
+                succeeded,
+                rows=rows,
+                queue_ns=int(waited_s * 1e9),
+                input_ns=input_ns,
+                infer_ns=infer_ns,
+                output_ns=output_ns,
+            )
 
     def _arm(self, request: Pending) -> None:
         expires = request.deadline
@@ -241,13 +233,13 @@ class Scheduler:
             return
         if self._loop.time() >= request.deadline:
             if request.running:
-                self._suspect = True
+                self.suspect = True
                 self._metrics.abandoned.value += 1
             self.queue.discard(request)
             _fail(request, _deadline_exceeded())
         elif request.running:
             self._arm(request)  # its time in the queue is over, and so is its waiting there
-        elif self.queue.policy(request.level).timeout_action == "delay":
+        elif self.queue.delays(request.level):
             self.queue.delay(request)
             self._arm(request)
         else:

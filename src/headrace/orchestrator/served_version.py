@@ -74,16 +74,15 @@ class ServedVersion:
             raise DeadlineExceeded(msg)
         queue = self.scheduler.queue
         level = queue.level(call.priority)
-        asked = content.parameters.get("timeout", 0) if content.parameters else 0
         pending = Pending(
             bound.inputs,
-            rows=bound.rows,
-            key=bound.key,
-            level=level,
-            enqueued=now,
-            deadline=deadline,
-            queue_expires=now + queue.queue_timeout_s(level, asked),
-            future=self._loop.create_future(),
+            bound.rows,
+            bound.key,
+            level,
+            now,
+            deadline,
+            self._loop.create_future(),
+            now + queue.timeout_s(level, asked_timeout_us(content)),
         )
         arrays = await self.scheduler.submit(pending)
         return InferResponse(self.model, self.version, self._answer(content, arrays), content.id)
@@ -107,3 +106,8 @@ class ServedVersion:
             else by_name[output.name]
             for output in content.outputs
         ]
+
+
+def asked_timeout_us(content: InferContent) -> int:
+    """The request's own wish for its time in the queue; the gateway has checked its form."""
+    return int(content.parameters.get("timeout", 0)) if content.parameters else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -44,6 +45,38 @@ class VersionStatistics(msgspec.Struct):
     compute_infer: Duration = msgspec.field(default_factory=Duration)
     compute_output: Duration = msgspec.field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = {}
+
+    def add_run(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count one run of a batch."""
+        self.execution_count += 1
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStatistics()
+        batch.compute_input.add(input_ns)
+        batch.compute_infer.add(infer_ns)
+        batch.compute_output.add(output_ns)
+
+    def add_success(
+        self,
+        requests: int,
+        *,
+        rows: int,
+        queue_ns: int,
+        input_ns: int,
+        infer_ns: int,
+        output_ns: int,
+    ) -> None:
+        """Count the requests of a run that succeeded; `queue_ns` is theirs together.
+
+        Every request of a batch takes the whole time of its run.
+        """
+        self.inference_count += rows
+        self.success.add(queue_ns + requests * (input_ns + infer_ns + output_ns), requests)
+        self.queue.add(queue_ns, requests)
+        self.compute_input.add(requests * input_ns, requests)
+        self.compute_infer.add(requests * infer_ns, requests)
+        self.compute_output.add(requests * output_ns, requests)
 
     def as_triton(self, name: str, version: str) -> dict[str, Any]:
         """One element of `model_stats`."""

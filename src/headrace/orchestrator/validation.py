@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,6 +15,9 @@ from headrace.domain.errors import InvalidRequest
 from headrace.domain.models import Signature, TensorSpec
 from headrace.domain.tensors import RAW, Array, InferContent, Tensor
 from headrace.orchestrator.pending import BatchKey
+
+
+_FITTING_KEPT: Final = 256
 
 
 class Bound(msgspec.Struct):
@@ -35,6 +38,7 @@ class RequestCheck:
         self._required = sum(not spec.optional for spec in signature.inputs)
         self._max_rows = max_batch_size
         self._outputs = {spec.name for spec in signature.outputs}
+        self._fitting: set[tuple[str, tuple[int, ...]]] = set()  # inputs and shapes seen to fit
         # requests differ only in rows where no other axis is dynamic and no input optional
         self._uniform = self._required == len(signature.inputs) and all(
             size >= 0 for spec in signature.inputs for size in spec.shape[1:]
@@ -63,7 +67,7 @@ class RequestCheck:
                 )
                 raise InvalidRequest(msg)
             shape = array.shape
-            if shape != spec.shape:
+            if (tensor.name, shape) not in self._fitting:
                 self._check_shape(spec, shape)
             if self._max_rows:
                 if rows and shape[0] != rows:
@@ -96,12 +100,13 @@ class RequestCheck:
             msg = f"inference request batch-size must be <= {self._max_rows} for '{self._model}'"
             raise InvalidRequest(msg)
 
-    def _check_shape(self, spec: TensorSpec, shape: Sequence[int]) -> None:
+    def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         expected = spec.shape
         if len(shape) == len(expected) and all(
-            size in {wanted, -1} or wanted == -1
-            for size, wanted in zip(shape, expected, strict=True)
+            wanted in {size, -1} for size, wanted in zip(shape, expected, strict=True)
         ):
+            if len(self._fitting) < _FITTING_KEPT:
+                self._fitting.add((spec.name, shape))
             return
         msg = (
             f"unexpected shape for input '{spec.name}' for model '{self._model}'. "

@@ -39,11 +39,13 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: msgspec.Raw) 
         msg = f"input '{name}' is {datatype}, which has no JSON form; send it as binary data"
         raise InvalidRequest(msg)
     try:
-        if _NESTED.match(raw):
+        try:
+            elements = _DECODE[kind.kind](raw)
+        except msgspec.ValidationError:
+            if not _NESTED.match(raw):
+                raise
             elements = _flatten(name, shape, msgspec.json.decode(raw))
             elements = msgspec.convert(elements, _ELEMENTS[kind.kind])
-        else:
-            elements = _DECODE[kind.kind](raw)
     except msgspec.ValidationError as error:
         msg = f"input '{name}' is {datatype}: {error}"
         raise InvalidRequest(msg) from None

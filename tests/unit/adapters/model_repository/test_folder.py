@@ -318,7 +318,7 @@ def test_a_hint_is_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def _example(language: str) -> str:
-    page = Path(__file__).parents[3] / "docs" / "model-repository.md"
+    page = Path(__file__).parents[4] / "docs" / "model-repository.md"
     _, _, rest = page.read_text().partition(f"```{language}\n")
     return rest.partition("```")[0]
 
