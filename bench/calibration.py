@@ -1,4 +1,4 @@
-"""A small fixed piece of work, so that runs on other machines, or among other noise, can be compared.
+"""A small fixed piece of work, to compare runs on other machines or among other noise by.
 
 Runs as its own process (`python -m bench.calibration`).
 """

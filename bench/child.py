@@ -1,4 +1,4 @@
-"""A measuring step in a process of its own: a task goes in on stdin, its outcome comes on stdout."""
+"""A measuring step in its own process: the task goes in on stdin, the outcome out on stdout."""
 
 from __future__ import annotations
 

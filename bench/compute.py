@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -55,7 +56,7 @@ def measure(task: ComputeTask) -> ComputeOutcome:
     costs = {}
     for rows in task.batches:
         feed = {name: np.repeat(row, rows, axis=0)}
-        costs[rows] = _loop(lambda feed=feed: session.run(None, feed), task.seconds, rows)
+        costs[rows] = _loop(partial(session.run, None, feed), task.seconds, rows)
     return ComputeOutcome(costs, _loop(lambda: _protocol(session, task.request), task.seconds, 1))
 
 

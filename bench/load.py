@@ -10,6 +10,7 @@ import asyncio
 import gc
 import time
 from array import array
+from typing import cast
 
 import httptools
 import msgspec
@@ -76,11 +77,13 @@ class _Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not registered as such
+        self._transport = cast("asyncio.Transport", transport)
 
     def begin(self, phase: _Phase) -> None:
-        assert self._transport is not None
+        if self._transport is None:
+            phase.fail("the server closed a connection that was idle")
+            return
         self._phase = phase
         self._sent = time.perf_counter()
         self._transport.write(phase.request)

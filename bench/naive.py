@@ -1,8 +1,8 @@
 """The usual way to serve a model by hand: FastAPI, pydantic, a plain `def` endpoint, uvicorn.
 
-`python -m bench.naive REPOSITORY` serves every `MODEL/1/model.onnx` of the folder on a free port and
-writes the port as a JSON line. Where the usual way leaves a choice, the cheaper one is taken: one
-thread for each run, and no access log.
+`python -m bench.naive REPOSITORY` serves every `MODEL/1/model.onnx` of the folder on a free port,
+and writes the port as a JSON line. Where the usual way leaves a choice, the cheaper one is taken:
+one thread for each run, and no access log.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ class InferResponse(BaseModel):
 
 
 def application(repository: Path) -> FastAPI:
+    files = list(repository.glob("*/1/model.onnx"))
     sessions: dict[str, Any] = {}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        for file in repository.glob("*/1/model.onnx"):
+        for file in files:
             sessions[file.parent.parent.name] = onnxruntime.InferenceSession(str(file), options)
         yield
 

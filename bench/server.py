@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
@@ -115,6 +116,7 @@ def serving(
         process = subprocess.Popen(
             _command(subject, repository),
             cwd=ROOT,
+            env={k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

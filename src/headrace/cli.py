@@ -47,14 +47,14 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(installed_version("headrace"), prog_name="headrace")
 def main() -> None:
-    r"""Headrace serves models over the Open Inference Protocol.
+    """Headrace serves models over the Open Inference Protocol.
 
     \b
     Examples:
       headrace demo                      classify files with a real model
       headrace serve ./models            serve a model repository on 127.0.0.1:8080
       headrace check-settings my.toml    say whether a settings file would start
-    """
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
 
 
 _settings_option = click.option(
@@ -87,7 +87,7 @@ def serve(
     log_level: str | None,
     log_format: str | None,
 ) -> None:
-    r"""Serve every model of the repository MODELS_DIR.
+    """Serve every model of the repository MODELS_DIR.
 
     The repository is laid out as Triton's: MODELS_DIR/<model>/<version>/model.onnx or model.py,
     with an optional config.toml or config.pbtxt beside the versions.
@@ -97,7 +97,7 @@ def serve(
       headrace serve ./models
       headrace serve ./models --http-port 9000 --poll 5
       HEADRACE_LOG__LEVEL=debug headrace serve ./models --settings prod.toml
-    """
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose.run import serve as run
 
     settings = load(
@@ -119,13 +119,13 @@ def serve(
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @_plain_errors
 def check_settings(file: Path | None) -> None:
-    r"""Say whether FILE and the environment are settings that would start, and print them all.
+    """Say whether FILE and the environment are settings that would start, and print them all.
 
     \b
     Examples:
       headrace check-settings prod.toml
       HEADRACE_SERVER__HTTP_PORT=80 headrace check-settings
-    """
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose.checks import check_exposure
 
     settings = load(file, environment=_environment())
@@ -153,14 +153,14 @@ def token(name: str) -> None:
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_plain_errors
 def demo(*, keep: bool, http_port: int, files: tuple[Path, ...]) -> None:
-    r"""Serve a real file-type classifier and ask it about FILES (this folder's, if none).
+    """Serve a real file-type classifier and ask it about FILES (this folder's, if none).
 
     \b
     Examples:
       headrace demo
       headrace demo ~/Downloads/*
       headrace demo --keep --http-port 8080
-    """
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose.demo import run
 
     run(files, keep=keep, http_port=http_port, version=installed_version("headrace"))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from headrace.domain.errors import InvalidRequest, ModelFailed, ModelLoadFailed
 from headrace.domain.models import Signature, TensorSpec
 from headrace.domain.signatures import batch_limit, reconcile
 from headrace.domain.tensors import Array
 from headrace.ports.executor import Arrays, ModelSource
+
+# ONNX Runtime reports its use to its maker unless told otherwise before it is loaded
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 #: ONNX Runtime's names of tensor types. Its Python binding cannot feed bfloat16 from numpy.
 _DATATYPES: Final = {

@@ -16,7 +16,6 @@ from headrace.domain.models import Signature, TensorSpec
 from headrace.domain.tensors import RAW, Array, InferContent, Tensor
 from headrace.orchestrator.pending import BatchKey
 
-
 _FITTING_KEPT: Final = 256
 
 

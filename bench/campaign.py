@@ -1,0 +1,193 @@
+"""One run of the bench: every scenario once in each round, on servers that are started anew.
+
+Rounds rather than repetitions in a row: what else the machine does then falls on all scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bench import child, models, workload
+from bench.calibration import CalibrationOutcome, CalibrationTask
+from bench.compute import ComputeOutcome, ComputeTask, Cost
+from bench.cores import Cores
+from bench.failure import BenchFailure
+from bench.load import LoadOutcome, LoadTask
+from bench.results import Results
+from bench.scenario import IDLE, Plan, Scenario, compute_name
+from bench.server import SUBJECTS, Server, Subject, serving
+from bench.workload import MODELS, Workload
+
+IDLE_MODELS: Final = 10
+BATCHES: Final = (1, 64)
+CALIBRATION: Final = "calibration"
+_OK: Final = 200
+_PATIENCE_S: Final = 120.0
+
+
+class Lengths(msgspec.Struct, frozen=True):
+    """How long to measure."""
+
+    rounds: int
+    seconds: float  # of each scenario
+
+    @property
+    def warm_up_s(self) -> float:
+        return self.seconds / 4
+
+    @property
+    def loop_s(self) -> float:
+        """Of each loop without a server."""
+        return self.seconds / 4
+
+
+class Campaign:
+    """Measures a plan. `say` is told of every figure as it is found; `folder` is for files."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        lengths: Lengths,
+        *,
+        cores: Cores,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._plan = plan
+        self._lengths = lengths
+        self._cores = cores
+        self._folder = folder
+        self._say = say
+        self._round = 0
+        self.results = Results()
+
+    def run(self) -> Results:
+        """Measure every round.
+
+        Raises:
+            BenchFailure: a server did not start, or an answer was not the right one.
+        """
+        workloads = [
+            workload.make(model, self._folder / f"repository-{model}")
+            for model in MODELS
+            if self._plan.has(model)
+        ]
+        small = models.small(self._folder / "repository-small", IDLE_MODELS)
+        for number in range(1, self._lengths.rounds + 1):
+            self._round = number
+            self._calibrate()
+            for work in workloads:
+                for subject in SUBJECTS:
+                    self._serve(work, subject)
+                self._compute(work)
+            if self._plan.idle:
+                self._idle(small)
+        return self.results
+
+    def _calibrate(self) -> None:
+        task = CalibrationTask(self._lengths.loop_s)
+        outcome = child.run(
+            "bench.calibration", task, CalibrationOutcome,
+            on=self._cores.measured, timeout_s=_PATIENCE_S,
+        )  # fmt: skip
+        self._add(CALIBRATION, task_us=outcome.task_us)
+
+    def _serve(self, work: Workload, subject: Subject) -> None:
+        scenarios = self._plan.of(work.model, subject)
+        if not scenarios:
+            return
+        log_file = self._folder / f"{subject}-{work.model}-{self._round}.log"
+        with serving(subject, work.repository, log_file, on=self._cores.measured) as server:
+            idle_mb = server.resident_mb()
+            for scenario in scenarios:
+                try:
+                    self._load(work, scenario, server)
+                except BenchFailure as failure:
+                    msg = f"{scenario.name}: {failure}\nthe server's log ends:\n{server.log_end()}"
+                    raise BenchFailure(msg) from failure
+            self._add(
+                f"{work.model}/{subject}",
+                ready_s=server.ready_s, idle_mb=idle_mb, after_mb=server.resident_mb(),
+            )  # fmt: skip
+
+    def _load(self, work: Workload, scenario: Scenario, server: Server) -> None:
+        headers, body = work.request(scenario.wire)
+        status, answer_headers, answer = server.ask("POST", work.path, headers, body)
+        if status != _OK:
+            raise BenchFailure(f"the first answer was {status}: {answer[:300]!r}")
+        work.check(answer_headers, answer)
+        lines = {"Host": f"127.0.0.1:{server.port}", **headers, "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        before = _batches(server, scenario)
+        task = LoadTask(
+            port=server.port,
+            request=f"POST {work.path} HTTP/1.1\r\n{head}\r\n".encode() + body,
+            connections=scenario.concurrency,
+            warm_up_s=self._lengths.warm_up_s,
+            seconds=self._lengths.seconds,
+            server_pid=server.pid,
+        )
+        outcome = child.run(
+            "bench.load", task, LoadOutcome,
+            on=self._cores.load, timeout_s=self._lengths.seconds * 2 + _PATIENCE_S,
+        )  # fmt: skip
+        after = _batches(server, scenario)
+        figures = {
+            "cpu_us": outcome.server_cpu_s * 1e6 / outcome.requests,
+            "load_cpu_us": outcome.load_cpu_s * 1e6 / outcome.requests,
+            "per_s": outcome.requests / outcome.elapsed_s,
+            "p50_ms": outcome.p50_ms,
+            "p99_ms": outcome.p99_ms,
+            "busy": outcome.server_cpu_s / outcome.elapsed_s,
+        }
+        if after[1] > before[1]:
+            # of the warm-up too, which differs in nothing
+            figures["batch_rows"] = (after[0] - before[0]) / (after[1] - before[1])
+        self._add(scenario.name, **figures)
+
+    def _compute(self, work: Workload) -> None:
+        if work.model not in self._plan.compute:
+            return
+        achieved = self.results.median(f"{work.model}/headrace/json/c64", "batch_rows")
+        batches = {*BATCHES, max(1, round(achieved))} if achieved else set(BATCHES)
+        _, request = work.request("json")
+        task = ComputeTask(str(work.file), request, sorted(batches), self._lengths.loop_s)
+        outcome = child.run(
+            "bench.compute", task, ComputeOutcome,
+            on=self._cores.measured, timeout_s=_PATIENCE_S,
+        )  # fmt: skip
+        name = compute_name(work.model)
+        for rows in BATCHES:
+            self._add_cost(f"{name}/run/{rows}", outcome.run[rows])
+        if achieved:
+            rows = max(1, round(achieved))
+            self._add_cost(f"{name}/run/achieved", outcome.run[rows], rows=rows)
+        self._add_cost(f"{name}/protocol", outcome.protocol)
+
+    def _add_cost(self, name: str, cost: Cost, **more: float) -> None:
+        self._add(name, cpu_us=cost.cpu_us, wall_us=cost.wall_us, **more)
+
+    def _idle(self, repository: Path) -> None:
+        log_file = self._folder / f"idle-{self._round}.log"
+        with serving("headrace", repository, log_file, on=self._cores.measured) as server:
+            self._add(IDLE, ready_s=server.ready_s, idle_mb=server.resident_mb())
+
+    def _add(self, name: str, **figures: float) -> None:
+        self.results.add(name, **figures)
+        shown = "  ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
+        self._say(f"{self._round}/{self._lengths.rounds}  {name:<26} {shown}")
+
+
+def _batches(server: Server, scenario: Scenario) -> tuple[float, float]:
+    """Rows and runs so far; zeros where the server does not tell."""
+    if scenario.subject != "headrace":
+        return 0.0, 0.0
+    rows, runs = (
+        server.metric(f"headrace_batch_rows_{part}", model=scenario.model)
+        for part in ("sum", "count")
+    )
+    return rows, runs

@@ -1,0 +1,185 @@
+"""The figures as tables, for a terminal and as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bench.budget import verdicts
+from bench.campaign import BATCHES, CALIBRATION, IDLE_MODELS
+from bench.results import Results
+from bench.scenario import IDLE, Plan, Scenario, compute_name
+from bench.server import SUBJECTS
+from bench.table import Table
+from bench.workload import MODELS
+
+_NONE: Final = "–"
+_SHAPES: Final[Mapping[str, str]] = {
+    "tiny": "4 → 3",
+    "mlp": "256 → 512 → 512 → 10",
+    "magika": "2,048 bytes → 214 file types",
+}
+NOTES: Final = (
+    (
+        "Figures are noisy, on shared machines very much so. Only ratios of figures of one run "
+        "count; no absolute figure is to be carried to another machine or another day."
+    ),
+    (
+        "CPU µs is user and system time of the server's processes from /proc, divided by the "
+        "requests: it is the primary figure, as it changes least with what else the machine "
+        "does. The kernel counts it in steps of 10 ms. Each figure is the median of the rounds, "
+        "and (low–high) are the lowest and the highest of them."
+    ),
+    (
+        "busy is the share of one core that the server used. Where it is well below 100 % at c "
+        "= 16 and 64, the load generator was the limit, and requests/s say nothing about the "
+        "server."
+    ),
+    (
+        "Load: closed loop, c keep-alive connections over loopback, in a process of its own; "
+        "one row for each request; every answer's status is checked, and the first answer's "
+        "figures too."
+    ),
+    (
+        "headrace: `headrace serve` with default settings (no tokens, sampled access log to a "
+        "file). naive: FastAPI, pydantic and ONNX Runtime in a plain `def` endpoint on uvicorn "
+        "with uvloop and httptools, one thread for each run, no access log (bench/naive.py)."
+    ),
+    (
+        "The calibration is the processor time of one `await asyncio.create_task(nop())` on "
+        "uvloop: divide by it before comparing runs of different machines."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is shown of a run; `facts` are names and values of its circumstances."""
+
+    results: Results
+    plan: Plan
+    facts: Sequence[tuple[str, str]]
+
+    def tables(self) -> Iterator[Table]:
+        for model in MODELS:
+            scenarios = [s for s in self.plan.scenarios if s.model == model]
+            if scenarios:
+                yield self._requests(model, scenarios)
+        for table in (self._compute(), self._processes(), self._budgets()):
+            if table.rows:
+                yield table
+
+    def calibration(self) -> str:
+        low, high = self.results.range(CALIBRATION, "task_us") or (0.0, 0.0)
+        middle = self.results.median(CALIBRATION, "task_us") or 0.0
+        return f"{middle:.2f} µs ({low:.2f}–{high:.2f}) for one asyncio task"
+
+    def markdown(self) -> str:
+        facts = [f"- **{name}**: {value}" for name, value in self.facts]
+        parts = [
+            "# Benchmarks",
+            "Written by `python -m bench --report docs/benchmarks.md`; not edited by hand.",
+            "\n".join([*facts, f"- **calibration**: {self.calibration()}"]),
+            *(table.markdown() for table in self.tables()),
+            "## How to read this",
+            "\n".join(f"- {note}" for note in NOTES),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _requests(self, model: str, scenarios: Sequence[Scenario]) -> Table:
+        columns = (
+            "server", "wire", "c", "CPU µs", "(low–high)", "× naive", "requests/s", "p50 ms",
+            "p99 ms", "busy", "batch",
+        )  # fmt: skip
+        table = Table(f"{model} ({_SHAPES[model]})", columns, left=2)
+        for scenario in scenarios:
+            name = scenario.name
+            naive = self.results.median(f"{model}/naive/json/c{scenario.concurrency}", "cpu_us")
+            cpu_us = self.results.median(name, "cpu_us")
+            table.rows.append((
+                scenario.subject,
+                scenario.wire,
+                str(scenario.concurrency),
+                _us(cpu_us),
+                _range(self.results.range(name, "cpu_us")),
+                f"{cpu_us / naive:.2f}" if cpu_us and naive else _NONE,
+                self._show(name, "per_s", ",.0f"),
+                self._show(name, "p50_ms", ",.3f"),
+                self._show(name, "p99_ms", ",.3f"),
+                self._show(name, "busy", ".0%"),
+                self._show(name, "batch_rows", ".1f"),
+            ))  # fmt: skip
+        return table
+
+    def _compute(self) -> Table:
+        columns = (
+            "model",
+            "loop",
+            "batch",
+            "CPU µs / row",
+            "(low–high)",
+            "wall µs / row",
+            "rows/s",
+        )
+        table = Table("Compute limit: no server, no network", columns, left=2)
+        for model in self.plan.compute:
+            name = compute_name(model)
+            loops = [("bare run", str(rows), f"{name}/run/{rows}") for rows in BATCHES]
+            achieved = self.results.median(f"{name}/run/achieved", "rows")
+            if achieved:
+                what = "bare run at headrace's batch size, c = 64"
+                loops.append((what, f"{achieved:.0f}", f"{name}/run/achieved"))
+            loops.append(("parse + run + serialise", "1", f"{name}/protocol"))
+            for what, batch, key in loops:
+                wall_us = self.results.median(key, "wall_us")
+                table.rows.append((
+                    model,
+                    what,
+                    batch,
+                    _us(self.results.median(key, "cpu_us")),
+                    _range(self.results.range(key, "cpu_us")),
+                    _us(wall_us),
+                    f"{1e6 / wall_us:,.0f}" if wall_us else _NONE,
+                ))  # fmt: skip
+        return table
+
+    def _processes(self) -> Table:
+        columns = ("server", "models", "start → ready s", "idle MB", "MB after the run")
+        table = Table("Start and resident memory", columns, left=2)
+        served = [(s, m, f"{m}/{s}") for m in MODELS for s in SUBJECTS if self.plan.of(m, s)]
+        if self.plan.idle:
+            served.append(("headrace", f"{IDLE_MODELS} small", IDLE))
+        for subject, what, name in served:
+            table.rows.append((
+                subject,
+                what,
+                self._show(name, "ready_s", ".2f"),
+                self._show(name, "idle_mb", ".0f"),
+                self._show(name, "after_mb", ".0f"),
+            ))  # fmt: skip
+        return table
+
+    def _budgets(self) -> Table:
+        columns = ("budget", "unit", "limit", "figure", "used", "verdict")
+        table = Table("Budgets: met where no more than 1.00 is used", columns, left=2)
+        for verdict in verdicts(self.results):
+            limit = f"{'≥' if verdict.at_least else '≤'} {verdict.limit:,.4g}"
+            word = "met" if verdict.met else "missed"
+            figure, ratio = f"{verdict.figure:,.4g}", f"{verdict.ratio:.2f}"
+            table.rows.append((verdict.what, verdict.unit, limit, figure, ratio, word))
+        return table
+
+    def _show(self, scenario: str, figure: str, form: str) -> str:
+        value = self.results.median(scenario, figure)
+        return _NONE if value is None else format(value, form)
+
+
+def _us(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _range(values: tuple[float, float] | None) -> str:
+    return _NONE if values is None else f"{_us(values[0])}–{_us(values[1])}"
