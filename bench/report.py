@@ -47,6 +47,14 @@ NOTES: Final = (
         "with uvloop and httptools, one thread for each run, no access log (bench/naive.py)."
     ),
     (
+        "× naive is the processor time beside that of naive with JSON at the same c; batch is the "
+        "mean number of rows of a run."
+    ),
+    (
+        "Budgets of remote pass-through, gRPC, several processes and offline batches are not "
+        "measured here."
+    ),
+    (
         "The calibration is the processor time of one `await asyncio.create_task(nop())` on "
         "uvloop: divide by it before comparing runs of different machines."
     ),

@@ -54,6 +54,10 @@ class OnnxLoader:
         )
         max_batch_size = batch_limit(source.config, found, self._default_max_batch_size)
         signature = reconcile(source.config, found, max_batch_size)
+        for spec in signature.inputs:
+            if spec.optional:
+                msg = f"the configuration makes input '{spec.name}' optional; the model requires it"
+                raise ModelLoadFailed(msg)
         executor = OnnxExecutor(session, signature, max_batch_size)
         return [executor] * max(source.config.instances, 1)
 
@@ -128,7 +132,9 @@ def _with_text(inputs: Arrays, names: Sequence[str]) -> Mapping[str, Array]:
     """ONNX strings are text: BYTES must be UTF-8."""
     fed = dict(inputs)
     for name in names:
-        array = fed[name]
+        array = fed.get(name)
+        if array is None:
+            continue  # ONNX Runtime names what is missing
         text: Array = np.empty(array.shape, dtype=np.object_)
         try:
             text.reshape(-1)[:] = [element.decode() for element in array.ravel().tolist()]

@@ -52,7 +52,7 @@ class PythonModelLoader:
             try:
                 model = cls()
                 model.load(context)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 for executor in executors:
                     executor.close()
                 msg = f"{source.file.name}: load() raised {_where(error, source.file)}"
@@ -79,7 +79,7 @@ class PythonExecutor:
         except ValueError as error:
             msg = f"the model refuses the input: {error}"
             raise InvalidRequest(msg) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a model's sys.exit() ends its run, no more
             _logger.exception("model %s raised", type(self._model).__qualname__)
             msg = f"the model raised {type(error).__name__}: {error}"
             raise ModelFailed(msg) from error
@@ -92,7 +92,7 @@ class PythonExecutor:
         """Tell the model that it is over."""
         try:
             self._model.unload()
-        except Exception:
+        except (Exception, SystemExit):
             _logger.exception("unload() of %s raised", type(self._model).__qualname__)
 
 
@@ -168,7 +168,7 @@ def _output(spec: TensorSpec, answer: Mapping[str, Any]) -> Array:
             f"but predict() answered {list(array.shape)}"
         )
         raise ModelFailed(msg)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 def _bytes(name: str, value: Any) -> Array:

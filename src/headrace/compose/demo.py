@@ -167,6 +167,7 @@ class _Demo:
         models = self._folder / "models"
         platform = Platform(self._settings, models, version=self._version, log=sys.stderr)
         async with platform.running():
+            await platform.loaded.wait()
             host, port = platform.http_address
             self._url = f"http://{host}:{port}"
             self._print(

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from headrace.adapters.model_repository import triton_config
+from headrace.adapters.model_repository import triton_json
 from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
@@ -40,6 +40,7 @@ from headrace.transport.operations import OperationsWire
 
 _logger = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
+_GC_THRESHOLDS: Final = (20_000, 20, 50)  # requests leave no cycles: look seldom
 
 
 class Platform:
@@ -50,9 +51,8 @@ class Platform:
         self.settings = settings
         self.version = version
         self._started = time.monotonic()
-        self._starting = True
+        self.loaded = asyncio.Event()
         self._stopping = False
-        self._log_stream = log
         self.metrics = Metrics(version=version)
         self._folder = ModelFolder(models)
         self._authenticate = TokenAuthentication(settings.authentication)
@@ -95,7 +95,9 @@ class Platform:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen, load the models, and on leaving drain and close.
+        """Listen, begin to load the models, and on leaving drain and close.
+
+        Probes are answered from the start; `loaded` is set once every model was tried.
 
         Raises:
             InvalidSettings: the port is taken, the model folder is missing.
@@ -112,21 +114,16 @@ class Platform:
             )
             _logger.info("listening", extra={"http_port": self.http_address[1]})
             self.metrics.observe(self._observe_http)
-            flusher = tasks.create_task(self._flush_access_log())
-            poller = None
+            background = [
+                tasks.create_task(self._flush_access_log()),
+                tasks.create_task(self._tend_models()),
+            ]
             try:
-                await self.models.load_all()
-                self._starting = False
-                self._say_ready()
-                if self.settings.orchestrator.poll_s:
-                    poller = tasks.create_task(self._poll())
-                # what was made until now stays: the collector need not look at it again
-                gc.collect()
-                gc.freeze()
                 yield
             finally:
-                await self._stop(poller)
-                flusher.cancel()
+                await self._stop()
+                for task in background:
+                    task.cancel()
 
     async def run_until_signal(self) -> None:
         """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
@@ -156,7 +153,7 @@ class Platform:
         can_run = any(v.ready for v in served) or not (served or unready)
         if self._stopping:
             status = "draining"
-        elif self._starting:
+        elif not self.loaded.is_set():
             status = "starting"
         else:
             status = "ok" if can_run else "no model can run"
@@ -208,10 +205,8 @@ class Platform:
         if not self.settings.authentication.tokens:
             _logger.warning("no token is asked for: every caller on this machine is 'anonymous'")
 
-    async def _stop(self, poller: asyncio.Task[None] | None) -> None:
+    async def _stop(self) -> None:
         self._stopping = True
-        if poller is not None:
-            poller.cancel()
         server = self.settings.server
         if server.drain_delay_s:
             await asyncio.sleep(server.drain_delay_s)
@@ -227,8 +222,16 @@ class Platform:
             await asyncio.sleep(_FLUSH_S)
             self._access_log.flush()
 
-    async def _poll(self) -> None:
-        while True:
+    async def _tend_models(self) -> None:
+        """Load what is there, and follow the folder where that is asked for."""
+        await self.models.load_all()
+        # what was made until now stays: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        self.loaded.set()
+        self._say_ready()
+        while self.settings.orchestrator.poll_s:
             await asyncio.sleep(self.settings.orchestrator.poll_s)
             try:
                 await self.models.poll()
@@ -243,4 +246,4 @@ class Platform:
 
 
 def _config_json(model: ModelDescription) -> Mapping[str, Any]:
-    return triton_config.to_json_object(model.config, model.signature, model.max_batch_size)
+    return triton_json.to_json_object(model.config, model.signature, model.max_batch_size)

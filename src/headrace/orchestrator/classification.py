@@ -20,15 +20,15 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
     asked where the output has fewer elements. Among equals the lower index comes first.
 
     Raises:
-        InvalidRequest: the output is BYTES, and so has no highest values.
+        InvalidRequest: the output is BYTES or BOOL, and so has no highest values.
     """
-    if tensor.datatype == "BYTES":
-        msg = f"output '{tensor.name}' is BYTES and cannot be classified"
+    if tensor.datatype in {"BYTES", "BOOL"}:
+        msg = f"output '{tensor.name}' is {tensor.datatype} and cannot be classified"
         raise InvalidRequest(msg)
     rows = tensor.array.shape[0] if batched else 1
     table = tensor.array.reshape(rows, -1)
     count = min(classes, table.shape[1])
-    order = np.argsort(-_sortable(table), axis=1, kind="stable")[:, :count]
+    order = np.argsort(_descending(table), axis=1, kind="stable")[:, :count]
     answer: Array = np.empty((rows, count), dtype=np.object_)
     for row in range(rows):
         for place, index in enumerate(order[row].tolist()):
@@ -39,8 +39,9 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
     return Tensor(tensor.name, "BYTES", answer if batched else answer[0])
 
 
-def _sortable(table: Array) -> Array:
-    return table.astype(np.float64) if table.dtype.kind != "i" else table.astype(np.int64)
+def _descending(table: Array) -> Array:
+    """What ascends where `table` descends; `~` does so for whole numbers, the extremes included."""
+    return -table if table.dtype.kind == "f" else ~table
 
 
 def _number(value: np.generic) -> str:

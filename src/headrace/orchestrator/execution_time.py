@@ -6,18 +6,27 @@ import math
 from typing import Final
 
 _WEIGHT: Final = 0.2  # of the newest observation
-_GAIN: Final = 0.9  # a larger batch must cost less than this share per row to be worth forming
+_GAIN: Final = 0.75  # a larger batch must cost less than this share per row to be worth forming
+_DECISIVE: Final = 3  # batches of 4 to 7 rows show what merging is worth
 _SIZES: Final = 24  # batches are told apart by the power of two below their rows
+_LOOK_AGAIN: Final = 32  # runs after which a decision is made anew
 
 
 class ExecutionTime:
-    """Moving averages of a run's seconds, one for each power of two of rows."""
+    """Moving averages of a run's seconds, one for each power of two of rows.
 
-    __slots__ = ("_per_row", "_seconds")
+    `useful_rows` is how many rows are worth merging, or None where nothing is known. It is 1 for
+    a model whose time grows with rows: there, merging only makes the first wait for the last.
+    That is found out at small sizes, since at most twice the rows of what was observed are tried.
+    """
+
+    __slots__ = ("_per_row", "_runs", "_seconds", "useful_rows")
 
     def __init__(self) -> None:
         self._seconds = [0.0] * _SIZES
         self._per_row = [0.0] * _SIZES
+        self._runs = 0
+        self.useful_rows: int | None = None
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in one run."""
@@ -30,6 +39,9 @@ class ExecutionTime:
         else:
             self._seconds[size] = seconds
             self._per_row[size] = per_row
+        self._runs += 1
+        if not known or self._runs % _LOOK_AGAIN == 0:
+            self.useful_rows = self._useful_rows()
 
     def predict(self, rows: int) -> float:
         """Seconds that a run of `rows` may take; infinity where nothing is known.
@@ -45,15 +57,12 @@ class ExecutionTime:
                 return self._per_row[smaller] * rows
         return math.inf
 
-    def useful_rows(self, limit: int) -> int:
-        """How many rows are worth merging: `limit`, or 1 for a model whose time grows with rows.
-
-        Merging rows of such a model gains nothing and makes the first wait for the last.
-        """
+    def _useful_rows(self) -> int | None:
         single = self._per_row[1]
         if not single:
-            return limit
-        known = [cost for cost in self._per_row[2:] if cost]
-        if known and min(known) > _GAIN * single:
+            return None
+        merged = [(cost, size) for size, cost in enumerate(self._per_row) if cost and size > 1]
+        largest = max((size for _, size in merged), default=1)
+        if largest >= _DECISIVE and min(merged)[0] > _GAIN * single:
             return 1
-        return limit
+        return (2 << largest) - 1

@@ -25,6 +25,7 @@ from headrace.domain.errors import (
 from headrace.domain.models import ModelConfig, Platform
 from headrace.domain.names import version_order
 from headrace.orchestrator.metrics import OrchestratorMetrics
+from headrace.orchestrator.off_loop import off_loop
 from headrace.orchestrator.served_version import ServedVersion
 from headrace.orchestrator.settings import OrchestratorSettings
 from headrace.orchestrator.warmup import warm_up
@@ -42,7 +43,6 @@ class State(enum.StrEnum):
 
     LOADING = "LOADING"
     READY = "READY"
-    UNLOADING = "UNLOADING"
     UNAVAILABLE = "UNAVAILABLE"
 
 
@@ -78,6 +78,7 @@ class Models:
         self._locks: dict[str, asyncio.Lock] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._table: dict[tuple[str, str], ServedVersion] = {}
+        self._looked = False  # whether the repository was read once, so that unknown is unknown
 
     # --- asked by requests ---------------------------------------------------------------------
 
@@ -155,12 +156,13 @@ class Models:
 
     async def load_all(self) -> None:
         """Load every model of the repository; a model that fails leaves the others alone."""
-        for name in await asyncio.to_thread(self._repository.names):
+        for name in await off_loop(self._repository.names):
             await self._refresh(name)
+        self._looked = True
 
     async def poll(self) -> None:
         """Bring the process in line with the repository: new, changed and removed models."""
-        names = await asyncio.to_thread(self._repository.names)
+        names = await off_loop(self._repository.names)
         gone = {*self._models, *self._problems} - set(names)
         for name in sorted({*names, *gone} - self._unloaded):
             await self._refresh(name)
@@ -168,7 +170,7 @@ class Models:
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
         """See ModelControl.load. Versions in use are replaced without dropping a request."""
         async with self._lock(model):
-            found = await asyncio.to_thread(self._repository.find, model, config_json=config_json)
+            found = await off_loop(self._repository.find, model, config_json=config_json)
             if found is None:
                 msg = f"failed to load '{model}', no such model in the model repository"
                 raise InvalidRequest(msg)
@@ -176,8 +178,8 @@ class Models:
             (self._overridden.add if config_json else self._overridden.discard)(model)
             await self._apply(found, reload=True)
         records = self._models.get(model, {})
-        if not any(record.served for record in records.values()):
-            reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
+        reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
+        if reasons or not records:
             reason = self._problems.get(model) or "; ".join(reasons) or "it has no versions"
             msg = f"failed to load '{model}': {reason}"
             raise ModelLoadFailed(msg)
@@ -218,7 +220,7 @@ class Models:
         if model in self._overridden:
             return
         async with self._lock(model):
-            found = await asyncio.to_thread(self._repository.find, model)
+            found = await off_loop(self._repository.find, model)
             if found is not None:
                 await self._apply(found, reload=False)
                 return
@@ -241,7 +243,6 @@ class Models:
         self._configs[name] = found.config
         records = self._models.setdefault(name, {})
         wanted = {*found.versions, *found.problems}
-        self._drop(name, [version for version in records if version not in wanted])
         for version, problem in found.problems.items():
             if version in records:
                 self._drop(name, [version])
@@ -251,6 +252,9 @@ class Models:
             if known is not None and known.fingerprint == seen.fingerprint and not reload:
                 continue
             await self._load_version(name, version, seen)
+        # only now, and only if there is something in their place: no request finds a gap
+        if not wanted or any(records[version].served for version in wanted):
+            self._drop(name, [version for version in records if version not in wanted])
 
     async def _load_version(self, name: str, version: str, found: FoundVersion) -> None:
         records = self._models[name]
@@ -258,18 +262,16 @@ class Models:
         old = before.served if before is not None else None
         records[version] = VersionRecord(State.LOADING, "", found.fingerprint, old)
         begun = time.monotonic()
-        try:
-            served = await self._make(name, version, found)
-        except ModelLoadFailed as error:
-            _logger.error("model %s version %s cannot be served: %s", name, version, error)  # noqa: TRY400
+        served = await self._try_to_make(name, version, found)
+        if isinstance(served, ModelLoadFailed):
+            reason = served.message
+            _logger.error("model %s version %s cannot be served: %s", name, version, reason)
             self._metrics.loads.labels(name, "failed").value += 1
-            if old is not None:  # what worked goes on working
-                reason = f"a newer state of its files cannot be loaded: {error.message}"
+            if old is None:
+                records[version] = VersionRecord(State.UNAVAILABLE, reason, found.fingerprint)
+            else:  # what worked goes on working
+                reason = f"a newer state of its files cannot be loaded: {reason}"
                 records[version] = VersionRecord(State.READY, reason, found.fingerprint, old)
-            else:
-                records[version] = VersionRecord(
-                    State.UNAVAILABLE, error.message, found.fingerprint
-                )
             return
         self._metrics.loads.labels(name, "ready").value += 1
         records[version] = VersionRecord(State.READY, "", found.fingerprint, served)
@@ -281,9 +283,20 @@ class Models:
         if old is not None:
             self._retire(old)
 
+    async def _try_to_make(
+        self, name: str, version: str, found: FoundVersion
+    ) -> ServedVersion | ModelLoadFailed:
+        try:
+            return await self._make(name, version, found)
+        except ModelLoadFailed as error:
+            return error
+        except Exception as error:  # one version's failure, whatever it is, is its own
+            _logger.exception("a loader broke its contract")
+            return ModelLoadFailed(f"loading it raised {type(error).__name__}: {error}")
+
     async def _make(self, name: str, version: str, found: FoundVersion) -> ServedVersion:
         loader = self._loaders[found.source.platform]
-        executors: Sequence[Executor] = await asyncio.to_thread(loader.load, found.source)
+        executors: Sequence[Executor] = await off_loop(loader.load, found.source)
         served = ServedVersion(
             model=name,
             version=version,
@@ -295,7 +308,7 @@ class Models:
             metrics=self._metrics.version(name, version),
         )
         try:
-            await asyncio.to_thread(warm_up, executors, found.source, times=served.scheduler.times)
+            await off_loop(warm_up, executors, found.source, times=served.scheduler.times)
         except ModelLoadFailed:
             served.scheduler.close()
             raise
@@ -341,6 +354,9 @@ class Models:
         if records is None:
             if model in self._problems:
                 msg = f"model '{model}' cannot be served: {self._problems[model]}"
+                return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+            if not self._looked:
+                msg = f"model '{model}' is not ready: models are still being loaded"
                 return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
             return UnknownModel(_not_found(model))
         if version and version not in records:

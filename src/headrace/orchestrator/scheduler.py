@@ -133,7 +133,9 @@ class Scheduler:
             self._delay = None
         queue, now = self.queue, self._loop.time()
         while queue and self._idle:
-            rows = self.times.useful_rows(self._max_rows) if self._adapts else self._max_rows
+            rows = self._max_rows
+            if self._adapts and self.times.useful_rows is not None:
+                rows = min(rows, self.times.useful_rows)
             decision = plan(queue, batching=self._batching, max_rows=rows, now=now)
             if decision is None:
                 break

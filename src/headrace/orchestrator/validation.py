@@ -69,7 +69,7 @@ class RequestCheck:
             if (tensor.name, shape) not in self._fitting:
                 self._check_shape(spec, shape)
             if self._max_rows:
-                if rows and shape[0] != rows:
+                if inputs and shape[0] != rows:
                     msg = (
                         f"input '{spec.name}' batch size {shape[0]} does not match "
                         f"the other inputs' {rows} for model '{self._model}'"

@@ -55,7 +55,8 @@ class ModelControl(Protocol):
 
         Raises:
             InvalidRequest: no such model in the repository, or `config_json` is not usable.
-            ModelLoadFailed: none of its versions can be served; the message tells why.
+            ModelLoadFailed: a version of it cannot be served; the message tells why. One that was
+                served before still is.
         """
         ...
 

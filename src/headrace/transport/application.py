@@ -24,9 +24,8 @@ from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.status import http_status
 
 #: Paths that answer everybody: probes and scrapers have no token. All others ask for one.
-PUBLIC: Final = frozenset(
-    {"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"}
-)
+PROBES: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+PUBLIC: Final = PROBES | {"/healthz"}
 
 
 class HttpApplication:
@@ -98,7 +97,8 @@ class _Edge:
             await (await _typed_error(Request(scope), error))(scope, receive, with_id)
         finally:
             status = status or 500
-            if self._access_log.wants(status):
+            probe = scope["path"] in PROBES  # asked every few seconds, to no one's interest
+            if not probe and self._access_log.wants(status):
                 route = scope.get("route")
                 self._access_log.add(
                     Access(

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from headrace.adapters.model_repository import model_toml, triton_config
+from headrace.domain import model_rules
 from headrace.domain.errors import InvalidRequest, InvalidSettings, ModelLoadFailed
 from headrace.domain.models import (
     AllVersions,
@@ -199,7 +200,7 @@ class _ModelFiles:
 
     def checked(self, config: ModelConfig) -> ModelConfig:
         """`config` if its values can be, and its warm-up data is there. Raises ModelLoadFailed."""
-        triton_config.check(config)
+        model_rules.check(config)
         for warmup in config.warmup:
             for spec in warmup.inputs.values():
                 if spec.fill == "file":

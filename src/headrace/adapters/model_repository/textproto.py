@@ -1,7 +1,7 @@
 """The text format of protocol buffers, read without a schema.
 
 Strict where a schema is not needed: syntax, escapes, number forms, nesting. What a field may hold
-is the reader's business (`triton_config`).
+is the reader's business (`triton_schema`).
 Source: https://protobuf.dev/reference/protobuf/textformat-spec/
 """
 

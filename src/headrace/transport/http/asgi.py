@@ -77,21 +77,6 @@ class AsgiExchange:
         self._input_ended = True
         self._wake.set()
 
-    def fail_input(self) -> None:
-        """The body is over the limit: the application sees the client go, the client a 413."""
-        self._gone = True
-        self._wake.set()
-        if self._task is not None:
-            self._task.cancel()
-        if not self.started:
-            limit = self._connection.host.limits.max_body_bytes
-            self._ended = True
-            self._connection.host.count_refusal(413)
-            message = f"request body is over the limit of {limit} bytes"
-            self._connection.respond(self, json_error(413, message, close=True))
-        else:
-            self._connection.abort()
-
     def pause_writing(self) -> None:
         """The client takes nothing for the moment."""
         self._writable.clear()

@@ -32,6 +32,7 @@ _CLOSE: Final = b"connection: close\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system call
 _MAX_HEADERS: Final = 200
+_MAX_PIECES: Final = 1024  # of a body, before they become one buffer
 _LINGER_S: Final = 2.0
 
 
@@ -53,7 +54,7 @@ class Exchange(Protocol):
         """Begin; the connection gives its answers strictly in order."""
 
     def cancel(self) -> None:
-        """The client is gone: stop, and release what was taken."""
+        """The client is gone: stop, or never start, and release what was taken."""
 
 
 class _Refusal:
@@ -115,8 +116,10 @@ class Connection(asyncio.Protocol):
         "_phase",
         "_pumping",
         "_read_paused",
+        "_repeats",
         "_target",
         "_transport",
+        "_unsent",
         "_write_paused",
         "deadline",
         "host",
@@ -137,9 +140,11 @@ class Connection(asyncio.Protocol):
         self._read_paused = False
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0  # in names and values
-        self._head_read = 0  # in reads that ended inside the head
-        self._body: list[bytes] = []
+        self._head_bytes = 0  # of the target and the whole headers
+        self._head_read = 0  # of the last reads that were all head, framing or trailers
+        self._repeats = 0  # headers whose name had come before
+        self._unsent = 0  # bytes that waited for the client when the deadline was set
+        self._body: list[bytes | bytearray] = []
         self._body_bytes = 0
         self._method = ""
         self._keep_alive = True
@@ -157,26 +162,24 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._phase is Phase.DEAF:
             return
+        headers, body_bytes = self._headers, self._body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # the rest of what comes is in a protocol that is not spoken here; the request
             # itself is answered as if it had not asked
-            self._keep_alive = False
-            if self._active is not None:
-                self._active.keep_alive = False
             self._phase = Phase.DEAF
+            last = self._pending[-1] if self._pending else self._active
+            if last is not None:
+                last.keep_alive = False
         except httptools.HttpParserError as error:
-            if not self._deaf:  # else: refused inside a callback
-                cause = error.__context__
-                if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
-                    self.host.log_failure(cause)
-                self._refuse(400, f"malformed HTTP request: {error}")
-            return
-        if self._phase is Phase.HEAD:  # a head that is not whole yet
-            self._head_read += len(data)
-            if self._head_read > self.host.limits.max_head_bytes:
-                self._refuse(431, "request line and headers are over the limit")
+            self._malformed(error)
+        if self._phase is not Phase.IDLE:
+            self._bound_read(
+                len(data), went_on=headers is self._headers and body_bytes == self._body_bytes
+            )
+        if self._write_paused:  # what was read must not put off the end of a client that only asks
+            self.deadline = self.host.now + self.host.limits.write_timeout_s
 
     def eof_received(self) -> None:
         """Closes: a client that half-closes cannot be told from one that went away."""
@@ -187,12 +190,13 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.DEAF
         self.host.forget(self)
         active, self._active = self._active, None
-        self._pending.clear()
+        self._drop_pending()
         if active is not None:
             active.cancel()
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        self._unsent = self._transport.get_write_buffer_size()
         self.deadline = self.host.now + self.host.limits.write_timeout_s
         if isinstance(self._active, AsgiExchange):
             self._active.pause_writing()
@@ -203,15 +207,19 @@ class Connection(asyncio.Protocol):
         if isinstance(self._active, AsgiExchange):
             self._active.resume_writing()
         self._pump()
+        if self._active is None and not self._write_paused:
+            self._arm()
 
     # --- llhttp ------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._phase is Phase.DEAF:  # it was refused or closed earlier in the same read
+            return
         self._phase = Phase.HEAD
         self._target = b""
         self._headers = {}
         self._head_bytes = 0
-        self._head_read = 0
+        self._repeats = 0
         self._body = []
         self._body_bytes = 0
         if self._active is None:
@@ -219,20 +227,25 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
+        self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase is not Phase.HEAD:  # trailers, or after a refusal
             return
         headers = self._headers
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > self.host.limits.max_head_bytes or len(headers) >= _MAX_HEADERS:
-            self._refuse(431, "request line and headers are over the limit")
+        self._head_bytes += len(name) + len(value) + 4  # ": " and CR LF
+        if (
+            self._head_bytes > self.host.limits.max_head_bytes
+            or len(headers) + self._repeats >= _MAX_HEADERS
+        ):
+            self._refuse_head()
             return
         name = name.lower()
         if name in headers:
             if name == b"host":
                 self._refuse(400, "malformed HTTP request: several Host headers")
                 return
+            self._repeats += 1
             value = headers[name] + b", " + value
         headers[name] = value
 
@@ -243,12 +256,18 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.BODY
         self._keep_alive = parser.should_keep_alive()  # not readable any more at the end
         method = self._method = parser.get_method().decode("ascii")
-        if b"host" not in headers and parser.get_http_version() == "1.1":
-            self._refuse(400, "malformed HTTP request: no Host header")
-            return
+        if not self._keep_alive or b"connection" in headers or b"host" not in headers:
+            fault = self._look_at_version()  # slow, and plain HTTP/1.1 in every other case
+            if fault:
+                self._refuse(400, f"malformed HTTP request: {fault}")
+                return
         length = headers.get(b"content-length")
-        if length is not None and int(length) > self.host.limits.max_body_bytes:
-            self._refuse_body()
+        if length is not None:
+            if int(length) > self.host.limits.max_body_bytes:
+                self._refuse_body()
+                return
+        elif headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            self._refuse(501, "Transfer-Encoding: only chunked is supported")
             return
         self._handler = self.host.application.handler(method, self._target)
         if self._active is None:
@@ -261,22 +280,17 @@ class Connection(asyncio.Protocol):
                 headers=headers,
                 http_version=parser.get_http_version(),
                 keep_alive=self._keep_alive,
-                expects_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+                expects_continue=b"expect" in headers and self._expects_continue(),
             )
             self._enqueue(self._input)
-        elif b"expect" in headers and self._active is None:
-            self._transport.write(_CONTINUE)
+        elif b"expect" in headers and not self._pending and self._active is None:
+            self._continue()
 
     def on_body(self, data: bytes) -> None:
         if self._phase is not Phase.BODY:
             return
         self._body_bytes += len(data)
         if self._body_bytes > self.host.limits.max_body_bytes:
-            if self._input is not None:
-                self._input.fail_input()
-                self._input = None
-                self._phase = Phase.DEAF
-                return
             self._refuse_body()
         elif self._input is None:
             self._body.append(data)
@@ -294,13 +308,8 @@ class Connection(asyncio.Protocol):
             return
         handler = self._handler
         assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
-        body = self._body
-        request = HttpRequest(
-            self._method,
-            self._target,
-            self._headers,
-            body[0] if len(body) == 1 else b"".join(body),
-        )
+        body = b"".join(self._body)  # copies nothing where one read brought it all
+        request = HttpRequest(self._method, self._target, self._headers, body)
         self._enqueue(_HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
 
     # --- exchanges ---------------------------------------------------------------------------
@@ -334,8 +343,10 @@ class Connection(asyncio.Protocol):
             return
         if self._pending:
             self._pump()
-        elif self._phase is Phase.IDLE:
+        elif self._phase is Phase.IDLE and not self._write_paused:
             self.deadline = self.host.now + self.host.limits.idle_timeout_s
+        elif not self._write_paused:
+            self._arm()
         if self._read_paused and not self._pending:
             self.resume_reading()
 
@@ -365,11 +376,13 @@ class Connection(asyncio.Protocol):
         """Close after what is written has gone out, reading on so that the client sees it."""
         if self.lost or self._transport.is_closing():
             return
-        unread = self._phase in {Phase.HEAD, Phase.BODY, Phase.DEAF}
+        unread = self._phase is not Phase.IDLE
         self._phase = Phase.DEAF
+        self._drop_pending()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._arm()
         if unread and self._transport.can_write_eof():
             # closing with unread input would reset the connection and destroy the answer
-            self.deadline = self.host.now + _LINGER_S
             self.resume_reading()
             self._transport.write_eof()
         else:
@@ -377,17 +390,20 @@ class Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being read or answered."""
-        return self._active is not None or self._phase in {Phase.HEAD, Phase.BODY}
-
-    @property
-    def _deaf(self) -> bool:
-        return self._phase is Phase.DEAF
+        """Whether a request is being read or answered, or an answer is not taken yet."""
+        if self.lost:
+            return False
+        return bool(
+            self._active
+            or self._pending
+            or self._phase in {Phase.HEAD, Phase.BODY}
+            or self._transport.get_write_buffer_size()
+        )
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
-        if self._phase is Phase.IDLE and self._active is None and not self.lost:
-            self._transport.close()
+        if self._phase is Phase.IDLE and not (self._active or self._pending):
+            self.close()
 
     def cancel(self) -> None:
         """End the exchange under way; its client gets a 503 where nothing was sent yet."""
@@ -405,13 +421,85 @@ class Connection(asyncio.Protocol):
         """The deadline has passed: answer 408 where a request was begun, else just close."""
         self.deadline = math.inf
         if self._write_paused or self._phase is Phase.DEAF:
-            self.abort()
+            unsent = self._transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:  # slow, but it takes
+                self._unsent = unsent
+                self.deadline = self.host.now + self.host.limits.write_timeout_s
+            else:
+                self.abort()
         elif self._phase is Phase.IDLE:
             self.close_if_idle()
-        elif self._input is not None and self._input.started:
-            self.abort()
         else:
             self._refuse(408, "the request did not arrive in time")
+
+    def _arm(self) -> None:
+        """Set the deadline of the client, now that the next step is its own."""
+        limits = self.host.limits
+        if self._phase is Phase.IDLE:
+            wait_s = limits.idle_timeout_s
+        elif self._phase is Phase.HEAD:
+            wait_s = limits.head_timeout_s
+        elif self._phase is Phase.BODY:
+            wait_s = limits.body_timeout_s
+        else:
+            wait_s = limits.write_timeout_s if self._unsent else _LINGER_S
+        self.deadline = self.host.now + wait_s
+
+    def _look_at_version(self) -> str:
+        """What is wrong with the request's version; whether the connection may stay."""
+        version = self._parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            return f"HTTP/{version} is not spoken here"
+        if version == "1.1" and b"host" not in self._headers:
+            return "no Host header"
+        if version == "1.0" or self._parser.should_upgrade():
+            # an HTTP/1.0 client would wait for "Connection: keep-alive", which is never sent
+            self._keep_alive = False
+        return ""
+
+    def _continue(self) -> None:
+        if self._expects_continue():
+            self._transport.write(_CONTINUE)
+
+    def _expects_continue(self) -> bool:
+        expectation = self._headers[b"expect"].lower()
+        return expectation == b"100-continue" and self._parser.get_http_version() == "1.1"
+
+    def _bound_read(self, size_bytes: int, *, went_on: bool) -> None:
+        """Bound what a request that is not whole may hold.
+
+        `went_on` tells that the last read began and ended in the same request and had none of
+        its body: what llhttp keeps of a header or trailer is only seen when that is whole.
+        """
+        self._head_read = self._head_read + size_bytes if went_on else 0
+        if self._phase is Phase.DEAF:
+            return
+        if self._head_read > self.host.limits.max_head_bytes:
+            self._refuse_head()
+        body = self._body
+        if len(body) > _MAX_PIECES:  # small pieces cost many times what they hold
+            whole = body[0] if isinstance(body[0], bytearray) else bytearray(body[0])
+            whole += b"".join(body[1:])
+            self._body = [whole]
+
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        if self._phase is Phase.DEAF:  # refused inside a callback
+            return
+        if self._phase is Phase.IDLE and not self._keep_alive:
+            self._phase = Phase.DEAF  # bytes after the last request are nobody's
+            return
+        cause = error.__context__
+        if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+            self.host.log_failure(cause)
+        self._refuse(400, f"malformed HTTP request: {error}")
+
+    def _refuse_head(self) -> None:
+        limit = self.host.limits.max_head_bytes
+        self._refuse(
+            431,
+            f"request line and headers are over the limit of {limit} bytes "
+            f"and {_MAX_HEADERS} headers",
+        )
 
     def _refuse_body(self) -> None:
         limit = self.host.limits.max_body_bytes
@@ -420,13 +508,16 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         self._phase = Phase.DEAF
         self.host.count_refusal(status)
-        if self._input is not None:  # an ASGI exchange waits for a body that will not come
-            self._input.cancel()
-            if self._active is self._input:
+        waiting, self._input = self._input, None
+        if waiting is not None:  # an ASGI exchange waits for a body that will not come
+            if waiting.started:
+                self.abort()  # half an answer is out: another one would be read as part of it
+                return
+            waiting.cancel()
+            if self._active is waiting:
                 self._active = None
             else:
-                self._pending.remove(self._input)
-            self._input = None
+                self._pending.remove(waiting)
         self._enqueue(_Refusal(self, json_error(status, message, close=True)))
 
     def _enqueue(self, exchange: Exchange) -> None:
@@ -436,6 +527,10 @@ class Connection(asyncio.Protocol):
             return
         self._pending.append(exchange)
         self.pause_reading()
+
+    def _drop_pending(self) -> None:
+        while self._pending:
+            self._pending.popleft().cancel()
 
     def _pump(self) -> None:
         if self._pumping:  # an exchange that was answered at once: the loop below goes on

@@ -7,6 +7,7 @@ no use for the rest of what a task gives. See docs/adr/0003.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -41,9 +42,14 @@ class Drive(Generic[T]):
         self._step()
 
     def cancel(self) -> None:
-        """Raise CancelledError inside the coroutine, where it waits, at the loop's next turn."""
+        """Raise CancelledError inside the coroutine, where it waits, at the loop's next turn.
+
+        One that was not started never will be, and then neither `done` nor `failed` is called.
+        """
         if self._waiting is None or not self._waiting.cancel():
             self._cancelled = True
+            if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CREATED:
+                self._coroutine.close()
 
     def _step(self, _: asyncio.Future[Any] | None = None) -> None:
         self._waiting = None

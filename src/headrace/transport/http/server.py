@@ -104,8 +104,8 @@ def bind(address: tuple[str, int]) -> socket.socket:
             sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-        except OSError as error:
-            msg = f"cannot listen on {name}:{port}: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: no host name at all
+            msg = f"cannot listen on {name}:{port}: {getattr(error, 'strerror', None) or error}"
             raise InvalidSettings(msg) from error
         undo.pop_all()
     sock.setblocking(False)  # noqa: FBT003 - the standard library's signature

@@ -6,14 +6,14 @@ Source: open-inference-protocol `inference_rest.md`; Triton `docs/protocol/exten
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from headrace.domain.errors import InvalidRequest, Unsupported
+from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.names import require_name
 from headrace.ports.model_control import ModelControl, ModelDescription
 from headrace.transport.oip_rest.payload import refuse_duplicate_keys
@@ -32,6 +32,8 @@ EXTENSIONS: Final = (
     "logging",
 )
 _MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
+
+_Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class ControlWire:
@@ -56,7 +58,7 @@ class ControlWire:
     def routes(self) -> list[Route]:
         """All routes, most specific first."""
         model = "/v2/models/{model}"
-        routes: list[tuple[str, str, Callable[[Request], Any]]] = [
+        routes: list[tuple[str, str, _Endpoint]] = [
             ("GET", "/v2", self._server),
             ("GET", "/v2/", self._server),
             ("GET", "/v2/health/live", self._live),
@@ -79,9 +81,13 @@ class ControlWire:
                 ("GET", f"{prefix}/ready", self._model_ready),
                 ("GET", f"{prefix}/config", self._config),
                 ("GET", f"{prefix}/stats", self._statistics),
-                ("POST", f"{prefix}/infer", _never),
+                ("POST", f"{prefix}/infer", _not_hot),
             ]
-        table = [Route(path, endpoint, methods=[m]) for m, path, endpoint in routes]
+        paths: dict[str, dict[str, _Endpoint]] = {}
+        for method, path, endpoint in routes:
+            paths.setdefault(path, {})[method] = endpoint
+        # one route for a path, so that a 405 names all of its methods
+        table = [Route(path, _chosen(by), methods=list(by)) for path, by in paths.items()]
         for memory in ("systemsharedmemory", "cudasharedmemory"):
             path = f"/v2/{memory}/{{rest:path}}"
             table.append(Route(path, _no_shared_memory, methods=["GET", "POST"]))
@@ -207,7 +213,7 @@ async def _json(request: Request) -> dict[str, Any]:
         chunks += chunk
         if len(chunks) > _MAX_CONTROL_BYTES:
             msg = f"request body is over the limit of {_MAX_CONTROL_BYTES} bytes"
-            raise InvalidRequest(msg)
+            raise PayloadTooLarge(msg)
     text = bytes(chunks)
     if not text.strip():
         return {}
@@ -224,7 +230,17 @@ async def _no_shared_memory(_: Request) -> Response:
     raise Unsupported(msg)
 
 
-async def _never(_: Request) -> Response:
+def _chosen(endpoints: Mapping[str, _Endpoint]) -> _Endpoint:
+    """The endpoint of a path, by the request's method."""
+
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await endpoints[method](request)
+
+    return endpoint
+
+
+async def _not_hot(_: Request) -> Response:
     """Stands in the table so that other methods on the hot route get 405 with its methods."""
-    msg = "an inference request reached the control routes"
-    raise AssertionError(msg)
+    msg = "only the names in the path of an inference request may be percent-encoded"
+    raise InvalidRequest(msg)

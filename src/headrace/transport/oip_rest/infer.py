@@ -28,7 +28,10 @@ from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.status import CLIENT_CLOSED, http_status
 
 ROUTE: Final = "/v2/models/{model}/infer"
-_TARGET: Final = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
+_TARGET: Final = re.compile(
+    rb"(?i:https?://[^/?]*)?"  # in absolute form, as sent to a proxy
+    rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?"
+)
 _TARGETS_KEPT: Final = 4096
 _COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost more than is saved
 _HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop

@@ -81,8 +81,9 @@ class RestPayload:
             return InferContent([Tensor("", RAW, raw)], binary_outputs=True)
         text = self._json()
         request: _Request = _checked(_decode_request, text)
-        colons = text.count(b":")
-        if colons != _keys(request) and colons != _keys(request) + _colons_in_values(request):
+        colons, keys = text.count(b":"), _keys(request)
+        # an escaped colon counts among the values' and not in the text, so it could hide a key
+        if colons != keys and (b"\\" in text or colons != keys + _colons_in_values(request)):
             refuse_duplicate_keys(text)
         rest = memoryview(self._body)[len(text) :]
         inputs, used = _inputs(request.inputs, rest)
@@ -146,7 +147,7 @@ def _keys(request: _Request) -> int:
 
 
 def _colons_in_values(request: _Request) -> int:
-    """Colons of the text that stand inside strings, where no character is escaped."""
+    """Colons of the text that stand inside strings; right only where no character is escaped."""
     texts = [request.id or ""]
     named: list[_Input | _Output] = [*request.inputs, *(request.outputs or ())]
     for holder in (request, *named):
@@ -165,7 +166,9 @@ def refuse_duplicate_keys(text: bytes) -> None:
     only where the number of colons says that there may be something.
     """
     try:
-        json.loads(bytes(text), object_pairs_hook=_refuse_duplicates)
+        json.loads(
+            bytes(text), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
+        )
     except RecursionError:
         msg = "the request body is nested too deeply"
         raise InvalidRequest(msg) from None
@@ -181,6 +184,11 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
             msg = f"the request body names the key {key[:64]!a} twice in one object"
             raise InvalidRequest(msg)
         seen.add(key)
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"{name} is not a number of JSON"
+    raise ValueError(msg)
 
 
 def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[list[Tensor], int]:

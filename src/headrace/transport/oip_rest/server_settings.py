@@ -8,6 +8,7 @@ names. Source: Triton `docs/protocol/extension_trace.md` and `extension_logging.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,6 +25,7 @@ _DEFAULTS: Final = {
     "trace_mode": "log",
 }
 _LEVELS: Final = {"OFF", "TIMESTAMPS"}
+_WHOLE: Final = re.compile("-?[0-9]{1,18}")
 _NUMBERS: Final = {"trace_rate": 1, "trace_count": -1, "log_frequency": 0}  # least values
 
 
@@ -44,11 +46,15 @@ class RequestTimelines:
     def update(self, changes: Mapping[str, Any], model: str = "") -> dict[str, Any]:
         """Change settings; null gives a setting back to its default. Returns what is in force.
 
+        No change at all for a model takes back every setting of its own.
+
         Raises:
             InvalidRequest: naming the setting.
         """
         checked = {key: _checked(key, value) for key, value in changes.items()}
         target = self._models.setdefault(model, {}) if model else self._global
+        if model and not changes:
+            del self._models[model]
         for key, value in checked.items():
             if value is not None:
                 target[key] = value
@@ -162,7 +168,7 @@ def _checked(key: str, value: Any) -> Any:
         return levels
     if key in _NUMBERS:
         text = str(value)
-        if not text.lstrip("-").isdecimal() or int(text) < _NUMBERS[key]:
+        if not _WHOLE.fullmatch(text) or int(text) < _NUMBERS[key]:
             msg = f"{key}: expected a whole number >= {_NUMBERS[key]}"
             raise InvalidRequest(msg)
         return text

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from headrace.domain.calls import Call, Principal, TraceContext
+from headrace.domain.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InvalidRequest,
+    ModelNotReady,
+    QueueFull,
+    ShuttingDown,
+    UnknownModel,
+)
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.tensors import InferContent, Parameters
+from headrace.gateway.gateway import Gateway
+from headrace.gateway.metrics import GatewayMetrics
+from headrace.gateway.settings import GatewaySettings
+from headrace.telemetry.metrics import Metrics
+
+Answer: TypeAlias = Callable[[InferRequest, Call], Awaitable[InferResponse]]
+
+RECEIVED = 100.0
+DEFAULT_S, MAX_S = 5.0, 20.0
+
+
+async def _version_7(request: InferRequest, _: Call) -> InferResponse:
+    return InferResponse(request.model, "7", [])
+
+
+def _failing(error: BaseException) -> Answer:
+    async def infer(_: InferRequest, __: Call) -> InferResponse:
+        raise error
+
+    return infer
+
+
+class Behind:
+    """The service behind the gateway; keeps the calls that reach it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.calls: list[Call] = []
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        self.calls.append(call)
+        return await self.answer(request, call)
+
+
+class House:
+    """A gateway, what is behind it, and a clock that stands still."""
+
+    def __init__(self, answer: Answer = _version_7) -> None:
+        self.behind = Behind(answer)
+        self.now = RECEIVED
+        self.metrics = Metrics(version="test")
+        self.gateway = Gateway(
+            self.behind,
+            settings=GatewaySettings(default_timeout_s=DEFAULT_S, max_timeout_s=MAX_S),
+            metrics=GatewayMetrics(self.metrics),
+            clock=lambda: self.now,
+        )
+
+    async def infer(
+        self,
+        parameters: Parameters | None = None,
+        *,
+        deadline: float = math.inf,
+        priority: int = 0,
+        model: str = "m",
+        version: str = "",
+    ) -> InferResponse:
+        content = InferContent([], parameters=parameters or {})
+        call = Call("id", received=RECEIVED, deadline=deadline, priority=priority)
+        return await self.gateway.infer(InferRequest(model, version, content=content), call)
+
+    async def passed_on(
+        self, parameters: Parameters | None = None, *, deadline: float = math.inf, priority: int = 0
+    ) -> Call:
+        await self.infer(parameters, deadline=deadline, priority=priority)
+        return self.behind.calls[-1]
+
+    async def refusal(self, parameters: Parameters | None = None, **call: Any) -> HeadraceError:
+        with pytest.raises(HeadraceError) as caught:
+            await self.infer(parameters, **call)
+        return caught.value
+
+    def samples(self, family: str) -> dict[tuple[str, ...], float]:
+        """The values of a metric's plain samples (a histogram's counts), by labels."""
+        families = text_string_to_metric_families(self.metrics.render()[0].decode())
+        return {
+            tuple(sample.labels.values()): sample.value
+            for each in families
+            if each.name == family
+            for sample in each.samples
+            if sample.name.endswith(("_total", "_count", "in_flight"))
+        }
+
+    def outcomes(self) -> dict[tuple[str, ...], float]:
+        return self.samples("headrace_requests")
+
+
+# The deadline
+
+
+async def test_a_request_without_a_wish_gets_the_default() -> None:
+    assert (await House().passed_on()).deadline == RECEIVED + DEFAULT_S
+
+
+@pytest.mark.parametrize(
+    ("timeout_us", "deadline", "granted_s"),
+    [
+        (2_000_000, math.inf, 2.0),
+        (0, RECEIVED + 3.0, 3.0),
+        (2_000_000, RECEIVED + 3.0, 2.0),
+        (4_000_000, RECEIVED + 3.0, 3.0),
+        (10_000_000, math.inf, 10.0),  # a wish may be longer than the default
+        (60_000_000, RECEIVED + 70.0, MAX_S),
+        (0, RECEIVED + 70.0, MAX_S),
+        (2**63 - 1, math.inf, MAX_S),
+        (1, math.inf, 1e-6),
+    ],
+)
+async def test_the_smallest_wish_wins_within_the_maximum(
+    timeout_us: int, deadline: float, granted_s: float
+) -> None:
+    call = await House().passed_on({"timeout": timeout_us}, deadline=deadline)
+    assert call.deadline == pytest.approx(RECEIVED + granted_s, abs=1e-9)
+
+
+async def test_the_time_runs_from_when_the_request_was_received() -> None:
+    house = House()
+    house.now = RECEIVED + 1.0
+    assert (await house.passed_on({"timeout": 2_000_000})).deadline == RECEIVED + 2.0
+
+
+async def test_a_timeout_of_0_is_no_wish() -> None:
+    assert (await House().passed_on({"timeout": 0})).deadline == RECEIVED + DEFAULT_S
+
+
+async def test_a_64_bit_number_may_come_as_a_string() -> None:
+    call = await House().passed_on({"timeout": "3000000", "priority": "2"})
+    assert (call.deadline, call.priority) == (RECEIVED + 3.0, 2)
+
+
+@pytest.mark.parametrize("deadline", [RECEIVED, RECEIVED - 1.0])
+async def test_a_deadline_that_has_passed_goes_no_further(deadline: float) -> None:
+    house = House()
+    assert isinstance(await house.refusal(deadline=deadline), DeadlineExceeded)
+    assert house.behind.calls == []
+
+
+# The rest of the call
+
+
+async def test_a_requests_own_priority_comes_before_the_calls() -> None:
+    house = House()
+    assert (await house.passed_on({"priority": 1}, priority=3)).priority == 1
+    assert (await house.passed_on({"priority": 0}, priority=3)).priority == 3
+    assert (await house.passed_on(priority=3)).priority == 3
+    assert (await house.passed_on()).priority == 0
+
+
+async def test_who_calls_and_under_which_trace_is_passed_on() -> None:
+    house = House()
+    trace = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    call = Call("r-1", Principal("alice", "blue"), received=RECEIVED, trace=trace)
+    await house.gateway.infer(InferRequest("m", content=InferContent([])), call)
+    (passed,) = house.behind.calls
+    assert (passed.request_id, passed.principal, passed.trace) == ("r-1", call.principal, trace)
+    assert passed.received == RECEIVED
+
+
+@pytest.mark.parametrize("key", ["timeout", "priority"])
+@pytest.mark.parametrize(
+    "value",
+    [-1, 1.5, 2.0, True, None, "", "-1", "soon", "1e3", "9" * 20, "9" * 5000, 2**63, [1], {"a": 1}],
+)
+async def test_a_malformed_number_is_refused_by_name(key: str, value: object) -> None:
+    house = House()
+    error = await house.refusal({key: value})
+    assert isinstance(error, InvalidRequest)
+    assert error.message == f"parameters.{key}: expected a whole number >= 0"
+    assert house.behind.calls == []
+
+
+# Draining
+
+
+async def test_a_gateway_that_drains_takes_nothing_new_and_says_when_to_come_back() -> None:
+    house = House()
+    house.gateway.draining = True
+    error = await house.refusal()
+    assert isinstance(error, ShuttingDown)
+    assert error.retry_after_s is not None
+    assert error.retry_after_s > 0
+    assert house.behind.calls == []
+
+
+async def test_what_is_under_way_when_draining_begins_is_finished() -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: InferRequest, _: Call) -> InferResponse:
+        entered.set()
+        await leave.wait()
+        return InferResponse(request.model, "7", [])
+
+    house = House(slow)
+    under_way = asyncio.create_task(house.infer())
+    await entered.wait()
+    house.gateway.draining = True
+    leave.set()
+    assert (await under_way).version == "7"
+
+
+# Metrics
+
+
+async def test_requests_are_counted_by_outcome_under_the_version_that_ran() -> None:
+    house = House()
+    await house.infer()
+    await house.infer(version="7")
+    house.behind.answer = _failing(QueueFull("full"))
+    await house.refusal(version="3")
+    house.behind.answer = _failing(ModelNotReady("it loads"))
+    await house.refusal()
+    assert house.outcomes() == {
+        ("m", "7", "ok"): 2,
+        ("m", "3", "queue_full"): 1,
+        ("m", "", "model_not_ready"): 1,
+    }
+    assert house.samples("headrace_request_seconds") == house.outcomes()
+
+
+async def test_the_time_that_is_observed_ends_with_the_answer() -> None:
+    house = House()
+
+    async def takes_2_s(request: InferRequest, _: Call) -> InferResponse:
+        house.now += 2.0
+        return InferResponse(request.model, "7", [])
+
+    house.behind.answer = takes_2_s
+    await house.infer()
+    assert (
+        b'headrace_request_seconds_sum{model="m",outcome="ok",version="7"} 2.0'
+        in (house.metrics.render()[0])
+    )
+
+
+async def test_names_of_unknown_models_make_no_series() -> None:
+    house = House(_failing(UnknownModel("not found")))
+    for i in range(3):
+        await house.refusal(model=f"guess-{i}", version="1")
+    assert house.outcomes() == {("", "", "model_not_found"): 3}
+
+
+@pytest.mark.xfail(
+    strict=True, reason="gateway.py:58: the model's name counts before the router knows it"
+)
+@pytest.mark.parametrize(
+    ("parameters", "deadline"), [({"timeout": -1}, math.inf), ({}, RECEIVED - 1.0)]
+)
+async def test_requests_that_never_reach_the_router_make_no_series(
+    parameters: Parameters, deadline: float
+) -> None:
+    house = House(_failing(UnknownModel("not found")))
+    for i in range(3):
+        await house.refusal(parameters, deadline=deadline, model=f"guess-{i}")
+    assert len(house.outcomes()) == 1
+
+
+async def test_a_request_that_is_given_up_is_counted_as_cancelled() -> None:
+    entered = asyncio.Event()
+
+    async def never(_: InferRequest, __: Call) -> InferResponse:
+        entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    house = House(never)
+    given_up = asyncio.create_task(house.infer())
+    await entered.wait()
+    assert house.samples("headrace_requests_in_flight") == {(): 1}
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert house.outcomes() == {("m", "", "cancelled"): 1}
+    assert house.samples("headrace_requests_in_flight") == {(): 0}
+
+
+async def test_a_fault_of_ours_is_counted_as_internal_and_raised() -> None:
+    house = House(_failing(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        await house.infer()
+    assert house.outcomes() == {("m", "", "internal"): 1}
+    assert house.samples("headrace_requests_in_flight") == {(): 0}
