@@ -30,7 +30,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes | me
     kind = DATATYPES[datatype]
     count = math.prod(shape)
     if kind.kind == "bytes":
-        return _bytes_elements(name, count, data).reshape(shape)
+        return shaped(name, _bytes_elements(name, count, data), shape)
     if count * kind.size_bytes != len(data):
         msg = (
             f"input '{name}' has {len(data)} bytes of data, "
@@ -39,14 +39,27 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes | me
         raise InvalidRequest(msg)
     if datatype == "BF16":
         high = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
-        return high.view("<f4").reshape(shape)
+        return shaped(name, high.view("<f4"), shape)
     array: Array = np.frombuffer(data, dtype=kind.dtype)
     if kind.kind == "bool" and count and int(array.view(np.uint8).max()) > _MAX_BOOL:
         msg = f"input '{name}' is BOOL, but a byte of it is neither 0 nor 1"
         raise InvalidRequest(msg)
     if not array.flags.aligned:
         array = array.copy()
-    return array.reshape(shape)
+    return shaped(name, array, shape)
+
+
+def shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
+    """Give the elements of input `name` their shape, which has as many.
+
+    Raises:
+        InvalidRequest: the other axes of an empty tensor are beyond what memory can address.
+    """
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError):
+        msg = f"input '{name}': shape {list(shape)} is too large"
+        raise InvalidRequest(msg) from None
 
 
 def to_binary(datatype: str, array: Array) -> bytes | memoryview:

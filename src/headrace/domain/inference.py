@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from headrace.domain.tensors import InferContent, Parameters, Tensor
+from headrace.domain.tensors import NO_PARAMETERS, InferContent, Parameters, Tensor
 
 
 class Payload(Protocol):
@@ -25,41 +25,31 @@ class Payload(Protocol):
         ...
 
 
-class InferRequest:
+class InferRequest(msgspec.Struct):
     """One inference asked of one model. Lazy: tensors are decoded when first asked for.
 
-    `version` is "" where the client named none.
+    `version` is "" where the client named none. A request has a payload, or is made `decoded`.
     """
 
-    __slots__ = ("_content", "_payload", "model", "version")
-
-    def __init__(
-        self,
-        model: str,
-        version: str = "",
-        *,
-        payload: Payload | None = None,
-        content: InferContent | None = None,
-    ) -> None:
-        self.model = model
-        self.version = version
-        self._payload = payload
-        self._content = content
+    model: str
+    version: str = ""
+    payload: Payload | None = None
+    decoded: InferContent | None = None
 
     @property
     def content(self) -> InferContent:
         """The decoded request. Raises InvalidRequest if the body is malformed."""
-        content = self._content
+        content = self.decoded
         if content is None:
-            assert self._payload is not None, "a request has a payload or a content"  # noqa: S101
-            content = self._content = self._payload.decode()
+            assert self.payload is not None, "a request has a payload or is decoded"  # noqa: S101
+            content = self.decoded = self.payload.decode()
         return content
 
     @property
     def parameters(self) -> Parameters:
         """The request's parameters; tensors stay undecoded. Raises InvalidRequest."""
-        if self._content is None and self._payload is not None:
-            return self._payload.parameters()
+        if self.decoded is None and self.payload is not None:
+            return self.payload.parameters()
         return self.content.parameters
 
 
@@ -70,4 +60,4 @@ class InferResponse(msgspec.Struct, gc=False):
     version: str
     outputs: list[Tensor]
     id: str = ""
-    parameters: Parameters = {}
+    parameters: Parameters = NO_PARAMETERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -10,6 +11,8 @@ import numpy as np
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Parameters: TypeAlias = Mapping[str, Any]
+
+NO_PARAMETERS: Final[Parameters] = MappingProxyType({})
 
 #: Datatype of a body that is the bytes of the model's only input, whose name, datatype and shape
 #: only the model's signature tells.
@@ -41,6 +44,6 @@ class InferContent(msgspec.Struct):
 
     inputs: list[Tensor]
     id: str = ""
-    parameters: Parameters = {}
+    parameters: Parameters = NO_PARAMETERS
     outputs: list[RequestedOutput] | None = None
     binary_outputs: bool = False

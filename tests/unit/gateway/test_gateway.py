@@ -27,6 +27,7 @@ from headrace.telemetry.metrics import Metrics
 
 Answer: TypeAlias = Callable[[InferRequest, Call], Awaitable[InferResponse]]
 
+LABELS = ("model", "version", "outcome")
 RECEIVED = 100.0
 DEFAULT_S, MAX_S = 5.0, 20.0
 
@@ -79,7 +80,7 @@ class House:
     ) -> InferResponse:
         content = InferContent([], parameters=parameters or {})
         call = Call("id", received=RECEIVED, deadline=deadline, priority=priority)
-        return await self.gateway.infer(InferRequest(model, version, content=content), call)
+        return await self.gateway.infer(InferRequest(model, version, decoded=content), call)
 
     async def passed_on(
         self, parameters: Parameters | None = None, *, deadline: float = math.inf, priority: int = 0
@@ -93,10 +94,10 @@ class House:
         return caught.value
 
     def samples(self, family: str) -> dict[tuple[str, ...], float]:
-        """The values of a metric's plain samples (a histogram's counts), by labels."""
+        """A metric's values (of a histogram its counts), by LABELS."""
         families = text_string_to_metric_families(self.metrics.render()[0].decode())
         return {
-            tuple(sample.labels.values()): sample.value
+            tuple(sample.labels[n] for n in LABELS if n in sample.labels): sample.value
             for each in families
             if each.name == family
             for sample in each.samples
@@ -172,7 +173,7 @@ async def test_who_calls_and_under_which_trace_is_passed_on() -> None:
     house = House()
     trace = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     call = Call("r-1", Principal("alice", "blue"), received=RECEIVED, trace=trace)
-    await house.gateway.infer(InferRequest("m", content=InferContent([])), call)
+    await house.gateway.infer(InferRequest("m", decoded=InferContent([])), call)
     (passed,) = house.behind.calls
     assert (passed.request_id, passed.principal, passed.trace) == ("r-1", call.principal, trace)
     assert passed.received == RECEIVED
@@ -182,6 +183,7 @@ async def test_who_calls_and_under_which_trace_is_passed_on() -> None:
 @pytest.mark.parametrize(
     "value",
     [-1, 1.5, 2.0, True, None, "", "-1", "soon", "1e3", "9" * 20, "9" * 5000, 2**63, [1], {"a": 1}],
+    ids=lambda value: repr(value)[:24],
 )
 async def test_a_malformed_number_is_refused_by_name(key: str, value: object) -> None:
     house = House()

@@ -15,13 +15,20 @@ LOADING = ModelNotReady("model 'm' is not ready, it is loading", retry_after_s=1
 HUNG = ModelNotReady("model 'm' is not ready, it is hung", retry_after_s=1.0)
 
 CALL = Call("id")
-REQUEST = InferRequest("m", "2", content=InferContent([]))
+REQUEST = InferRequest("m", "2", decoded=InferContent([]))
 
 
 class FakeEndpoint:
-    def __init__(self, name: str, obstacle: HeadraceError | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        obstacle: HeadraceError | None = None,
+        *,
+        failure: HeadraceError | None = None,
+    ) -> None:
         self.name = name
         self._obstacle = obstacle
+        self._failure = failure
         self.asked: list[tuple[str, str]] = []
         self.requests: list[tuple[InferRequest, Call]] = []
 
@@ -31,6 +38,8 @@ class FakeEndpoint:
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         self.requests.append((request, call))
+        if self._failure is not None:
+            raise self._failure
         return InferResponse(request.model, self.name, [])
 
 
@@ -100,11 +109,9 @@ def test_what_stands_in_the_way_is_told_beforehand(
 
 
 async def test_an_endpoints_failure_is_passed_on_as_it_is() -> None:
-    class Failing(FakeEndpoint):
-        async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-            raise LOADING
-
-    assert await _refusal(Failing("a"), FakeEndpoint("b")) is LOADING
+    failing, other = FakeEndpoint("a", failure=HUNG), FakeEndpoint("b")
+    assert await _refusal(failing, other) is HUNG
+    assert other.requests == []
 
 
 def test_a_router_without_endpoints_is_a_programmers_mistake() -> None:

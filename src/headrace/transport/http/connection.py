@@ -233,11 +233,8 @@ class Connection(asyncio.Protocol):
         if self._phase is not Phase.HEAD:  # trailers, or after a refusal
             return
         headers = self._headers
-        self._head_bytes += len(name) + len(value) + 4  # ": " and CR LF
-        if (
-            self._head_bytes > self.host.limits.max_head_bytes
-            or len(headers) + self._repeats >= _MAX_HEADERS
-        ):
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self.host.limits.max_head_bytes or len(headers) >= _MAX_HEADERS:
             self._refuse_head()
             return
         name = name.lower()
@@ -245,7 +242,10 @@ class Connection(asyncio.Protocol):
             if name == b"host":
                 self._refuse(400, "malformed HTTP request: several Host headers")
                 return
-            self._repeats += 1
+            self._repeats += 1  # each costs a copy of all before it
+            if len(headers) + self._repeats > _MAX_HEADERS:
+                self._refuse_head()
+                return
             value = headers[name] + b", " + value
         headers[name] = value
 

@@ -88,8 +88,11 @@ class InferWire:
             call = self._call(headers, received, request_id, principal)
             if call.trace is not None:
                 trace_id = call.trace.trace_id
-            payload = RestPayload(await self._body(http), _header_length(headers))
-            request = InferRequest(model, version, payload=payload)
+            received_body = (
+                await self._decoded(http) if b"content-encoding" in headers else http.body
+            )
+            payload = RestPayload(received_body, _header_length(headers))
+            request = InferRequest(model, version, payload)
             response = await self._service.infer(request, call)
             lines, body = encode(response, request.content)
             version = response.version
@@ -153,10 +156,8 @@ class InferWire:
             trace = accept(traceparent.decode("latin-1"), state, self._ids)
         return Call(request_id, principal, received, deadline, 0, trace)
 
-    async def _body(self, http: HttpRequest) -> bytes:
-        coding = http.headers.get(b"content-encoding")
-        if coding is None:
-            return http.body
+    async def _decoded(self, http: HttpRequest) -> bytes:
+        coding = http.headers[b"content-encoding"]
         if len(http.body) <= _HERE_BELOW_BYTES // 4:
             return decompress(http.body, coding, self._max_body_bytes)
         loop = asyncio.get_running_loop()

@@ -16,11 +16,19 @@ import numpy as np
 from headrace.domain.binary import from_binary
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest
-from headrace.domain.tensors import RAW, InferContent, Parameters, RequestedOutput, Tensor
+from headrace.domain.tensors import (
+    NO_PARAMETERS,
+    RAW,
+    InferContent,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+)
 from headrace.transport.oip_rest.tensor_json import from_json
 
 _MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
+_NOTHING: Final = memoryview(b"")
 
 _Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Shape: TypeAlias = Annotated[list[_Axis], msgspec.Meta(max_length=_MAX_AXES)]
@@ -57,27 +65,24 @@ _decode_request: Final = msgspec.json.Decoder(_Request).decode
 _decode_parameters: Final = msgspec.json.Decoder(_Parameterised).decode
 
 
-class RestPayload:
+class RestPayload(msgspec.Struct, frozen=True, gc=False):
     """The body as received; `header_length` is None where all of it is JSON."""
 
-    __slots__ = ("_body", "_header_length")
-
-    def __init__(self, body: bytes, header_length: int | None) -> None:
-        self._body = body
-        self._header_length = header_length
+    body: bytes
+    header_length: int | None = None
 
     def parameters(self) -> Parameters:
         """The request's own parameters; decodes nothing where the body cannot have any."""
         text = self._json()
         if b'"parameters"' not in text:
-            return {}
+            return NO_PARAMETERS
         decoded: _Parameterised = _checked(_decode_parameters, text)
         return decoded.parameters
 
     def decode(self) -> InferContent:
         """Decode everything. Raises InvalidRequest naming the field."""
-        if self._header_length == 0:
-            raw = np.frombuffer(self._body, dtype=np.uint8)
+        if self.header_length == 0:
+            raw = np.frombuffer(self.body, dtype=np.uint8)
             return InferContent([Tensor("", RAW, raw)], binary_outputs=True)
         text = self._json()
         request: _Request = _checked(_decode_request, text)
@@ -85,12 +90,12 @@ class RestPayload:
         # an escaped colon counts among the values' and not in the text, so it could hide a key
         if colons != keys and (b"\\" in text or colons != keys + _colons_in_values(request)):
             refuse_duplicate_keys(text)
-        rest = memoryview(self._body)[len(text) :]
+        rest = _NOTHING if text is self.body else memoryview(self.body)[len(text) :]
         inputs, used = _inputs(request.inputs, rest)
         if used != len(rest):
             msg = f"the body has {len(rest) - used} bytes of binary data that no input takes"
             raise InvalidRequest(msg)
-        parameters = request.parameters or {}
+        parameters = request.parameters or NO_PARAMETERS
         return InferContent(
             inputs,
             request.id or "",
@@ -100,16 +105,16 @@ class RestPayload:
         )
 
     def _json(self) -> bytes:
-        length = self._header_length
+        length = self.header_length
         if length is None:
-            return self._body
-        if length > len(self._body):
+            return self.body
+        if length > len(self.body):
             msg = (
                 f"Inference-Header-Content-Length is {length}, "
-                f"but the body has only {len(self._body)} bytes"
+                f"but the body has only {len(self.body)} bytes"
             )
             raise InvalidRequest(msg)
-        return self._body[:length]
+        return self.body[:length]
 
 
 def _checked(decode: Any, text: bytes) -> Any:

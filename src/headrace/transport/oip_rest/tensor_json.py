@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from headrace.domain.binary import shaped
 from headrace.domain.datatypes import DATATYPES, Datatype
 from headrace.domain.errors import InvalidRequest
 from headrace.domain.tensors import Array
@@ -25,7 +26,10 @@ _DECODE: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
     kind: msgspec.json.Decoder(elements).decode for kind, elements in _ELEMENTS.items()
 }
 _NESTED: Final = re.compile(rb"\s*\[\s*\[")
-_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_FEW: Final = 48  # elements up to which plain Python is quicker than numpy
+#: The largest that rounds to a float32 and not to infinity: the shortest decimal form of the
+#: largest float32, 3.4028235e38, is above it.
+_FLOAT32_MAX: Final = math.nextafter(2.0**128 - 2.0**103, 0.0)
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], raw: msgspec.Raw) -> Array:
@@ -59,7 +63,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: msgspec.Raw) 
         )
         raise InvalidRequest(msg)
     array = _array(name, kind, elements)
-    return array if len(shape) == 1 else array.reshape(shape)
+    return array if len(shape) == 1 else shaped(name, array, shape)
 
 
 def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:
@@ -71,9 +75,8 @@ def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:
             msg = f"input '{name}' holds a lone surrogate, which is not text"
             raise InvalidRequest(msg) from None
         return array
-    if kind.name == "FP32" and elements and not _fits_float32(elements):
-        msg = f"input '{name}' holds a number outside the range of FP32"
-        raise InvalidRequest(msg)
+    if kind.name == "FP32":
+        return _float32(name, elements)
     try:
         return np.array(elements, dtype=kind.dtype)
     except OverflowError:
@@ -81,8 +84,18 @@ def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:
         raise InvalidRequest(msg) from None
 
 
-def _fits_float32(elements: list[float]) -> bool:
-    return max(elements) <= _FLOAT32_MAX and min(elements) >= -_FLOAT32_MAX
+def _float32(name: str, elements: list[float]) -> Array:
+    """JSON numbers have no infinity, so none may come of them by rounding either."""
+    if len(elements) <= _FEW:
+        fits = not elements or -_FLOAT32_MAX <= min(elements) <= max(elements) <= _FLOAT32_MAX
+        numbers: Sequence[float] | Array = elements
+    else:
+        numbers = np.array(elements, dtype=np.float64)
+        fits = bool(-_FLOAT32_MAX <= numbers.min() and numbers.max() <= _FLOAT32_MAX)
+    if not fits:
+        msg = f"input '{name}' holds a number outside the range of FP32"
+        raise InvalidRequest(msg)
+    return np.array(numbers, dtype=np.float32)
 
 
 def _flatten(name: str, shape: Sequence[int], nested: Any) -> list[Any]:

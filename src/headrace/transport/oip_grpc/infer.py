@@ -1,0 +1,53 @@
+"""The hot RPC: ModelInfer."""
+
+from __future__ import annotations
+
+from headrace.domain.calls import Call
+from headrace.domain.inference import InferRequest
+from headrace.domain.names import require_name
+from headrace.ports.inference import InferenceService
+from headrace.telemetry.trace_context import RequestIds
+from headrace.transport.call_headers import trace
+from headrace.transport.oip_grpc import schema
+from headrace.transport.oip_grpc.edge import Exchange, Rpc
+from headrace.transport.oip_grpc.payload import GrpcPayload
+from headrace.transport.oip_grpc.response import encode
+from headrace.transport.oip_grpc.structure import check_structure
+
+
+class InferRpc:
+    """Turns messages into calls of an InferenceService, and its answers into messages."""
+
+    def __init__(self, service: InferenceService, *, ids: RequestIds) -> None:
+        self._service = service
+        self._ids = ids
+
+    def rpcs(self) -> dict[str, Rpc]:
+        """The RPC by its path."""
+        return {f"/{schema.INFERENCE}/ModelInfer": self.infer}
+
+    async def infer(self, exchange: Exchange) -> bytes:
+        """Answer one ModelInferRequest."""
+        sent = exchange.request
+        check_structure(sent.message)
+        message = schema.parse(schema.ModelInferRequest, sent.message)
+        model = exchange.model = message.model_name
+        version = exchange.version = message.model_version
+        require_name("model", model)
+        if version:
+            require_name("version", version)
+        context = trace(sent.headers, self._ids)
+        if context is not None:
+            exchange.trace_id = context.trace_id
+        call = Call(
+            exchange.request_id,
+            exchange.principal,
+            exchange.received,
+            exchange.deadline,
+            0,
+            context,
+        )
+        request = InferRequest(model, version, payload=GrpcPayload(message))
+        response = await self._service.infer(request, call)
+        exchange.version = response.version
+        return encode(response)

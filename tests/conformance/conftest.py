@@ -1,0 +1,29 @@
+"""Running platforms for the suites that look at the wire from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import repositories
+from tests.support.process import Server, serving
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A platform for the clients; a test that changes a model takes one of its own."""
+    yield from _platform(tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture(scope="session")
+def golden_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A platform that only the golden pairs talk to, so that they can tell all of its state."""
+    yield from _platform(tmp_path_factory.mktemp("golden"))
+
+
+def _platform(folder: Path) -> Iterator[Server]:
+    models = repositories.conformance(folder / "models")
+    with serving(models, folder / "log") as server:
+        yield server
