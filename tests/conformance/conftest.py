@@ -25,5 +25,6 @@ def golden_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def _platform(folder: Path) -> Iterator[Server]:
     models = repositories.conformance(folder / "models")
-    with serving(models, folder / "log") as server:
+    environment = {"HEADRACE_LOG__ACCESS": "all"}  # the sizes of what was on the wire
+    with serving(models, folder / "log", environment=environment) as server:
         yield server

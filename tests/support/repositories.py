@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -42,6 +42,30 @@ ONNX_DATATYPES: Final = {
 DATATYPES: Final = (*ONNX_DATATYPES, "BF16")
 
 LABELS: Final = ("cat", "dog", "bird", "fish")
+
+
+#: Datatypes that have no JSON form.
+BINARY_ONLY: Final = ("FP16", "BF16")
+
+
+def example(datatype: str) -> np.ndarray[Any, Any]:
+    """Two rows of three elements for the identity model of a datatype, its extremes among them."""
+    match datatype:
+        case "BOOL":
+            return np.array([[True, False, True], [False, False, True]])
+        case "BYTES":
+            texts = ["", "a", "grüß", "水", 'quote " and \\', "x" * 300]
+            return np.array([text.encode() for text in texts], dtype=np.object_).reshape(2, 3)
+        case "BF16":
+            values = np.array([[0, -1.5, 3.140625], [2.0**-126, 2.0**100, -(2.0**-100)]])
+            return values.astype(ml_dtypes.bfloat16)
+        case "FP16" | "FP32" | "FP64":
+            dtype = np.dtype(f"f{int(datatype[2:]) // 8}")
+            limits = np.finfo(dtype)
+            values = np.array([[0, -1.5, 0.1], [limits.max, limits.min, limits.tiny]])
+            return values.astype(dtype)
+    dtype = np.dtype(datatype.lower())
+    return np.array([[0, 1, 2], [3, np.iinfo(dtype).min, np.iinfo(dtype).max]], dtype=dtype)
 
 
 def place(root: Path, path: Path, content: bytes | str) -> Path:
@@ -431,9 +455,3 @@ def conformance(root: Path) -> Path:
     place(root, root / "versions" / "config.pbtxt", "version_policy { all { } }\n")
     plus(root, "spare", amount=1)  # for tests that load and unload
     return root
-
-
-def age(path: Path, seconds: float) -> None:
-    """Make a file look older, or with a negative number younger, than it is."""
-    stat = path.stat()
-    os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))

@@ -67,7 +67,7 @@ def run(files: Sequence[Path], *, keep: bool, http_port: int, version: str) -> N
     token = secrets.token_urlsafe(32)
     settings = load(
         overrides={
-            "server": {"host": "127.0.0.1", "http_port": http_port},
+            "server": {"host": "127.0.0.1", "http_port": http_port, "grpc_port": 0},
             "authentication": {"tokens": {"demo": hashlib.sha256(token.encode()).hexdigest()}},
             "log": {"level": "warning", "access": "off"},
         }

@@ -10,13 +10,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from headrace.adapters.model_repository import triton_json
 from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
 from headrace.compose.checks import check_exposure
+from headrace.domain.errors import InvalidSettings
 from headrace.domain.models import Platform as ModelPlatform
 from headrace.gateway.authentication import TokenAuthentication
 from headrace.gateway.gateway import Gateway
@@ -38,13 +39,16 @@ from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.operations import OperationsWire
 
+if TYPE_CHECKING:
+    from headrace.transport.oip_grpc.server import GrpcServer
+
 _logger = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
 _GC_THRESHOLDS: Final = (20_000, 20, 50)  # requests leave no cycles: look seldom
 
 
 class Platform:
-    """Gateway, router and orchestrator over one model folder, served over HTTP."""
+    """Gateway, router and orchestrator over one model folder, served over HTTP and gRPC."""
 
     def __init__(self, settings: Settings, models: Path, *, version: str, log: TextIO) -> None:
         check_exposure(settings)
@@ -85,7 +89,9 @@ class Platform:
             "Requests and connections that the HTTP layer refused by itself, by status.",
             ("status",),
         )
+        self._ids = RequestIds()
         self._http: HttpServer | None = None
+        self._grpc: GrpcServer | None = None
 
     @property
     def http_address(self) -> tuple[str, int]:
@@ -100,7 +106,7 @@ class Platform:
         Probes are answered from the start; `loaded` is set once every model was tried.
 
         Raises:
-            InvalidSettings: the port is taken, the model folder is missing.
+            InvalidSettings: a port is taken, the model folder is missing.
         """
         self._folder.require()
         async with asyncio.TaskGroup() as tasks:
@@ -112,7 +118,15 @@ class Platform:
                 limits=self.settings.http,
                 tasks=tasks,
             )
-            _logger.info("listening", extra={"http_port": self.http_address[1]})
+            try:
+                self._grpc = await self._listen_grpc()
+            except InvalidSettings:
+                await self._http.drain(0)
+                raise
+            _logger.info(
+                "listening",
+                extra={"http_port": self.http_address[1], "grpc_port": self._grpc.address[1]},
+            )
             self.metrics.observe(self._observe_http)
             background = [
                 tasks.create_task(self._flush_access_log()),
@@ -167,14 +181,13 @@ class Platform:
         }
 
     def _application(self) -> HttpApplication:
-        ids = RequestIds()
         timelines = RequestTimelines()
         infer = InferWire(
             self.gateway,
             max_body_bytes=self.settings.http.max_body_bytes,
             clock=time.monotonic,
             authenticate=self._authenticate,
-            ids=ids,
+            ids=self._ids,
             access_log=self._access_log,
             timelines=timelines,
         )
@@ -190,8 +203,37 @@ class Platform:
             infer,
             [*control.routes(), *operations.routes()],
             authenticate=self._authenticate,
-            ids=ids,
+            ids=self._ids,
             access_log=self._access_log,
+        )
+
+    async def _listen_grpc(self) -> GrpcServer:
+        # here, since these import the gRPC library, which only a server needs
+        from headrace.transport.oip_grpc.control import ControlRpcs
+        from headrace.transport.oip_grpc.edge import Edge
+        from headrace.transport.oip_grpc.health import HealthRpc
+        from headrace.transport.oip_grpc.infer import InferRpc
+        from headrace.transport.oip_grpc.server import GrpcServer
+
+        infer = InferRpc(self.gateway, ids=self._ids)
+        control = ControlRpcs(
+            self.models,
+            version=self.version,
+            ready=lambda: self.health()[0],
+            config_json=_config_json,
+        )
+        health = HealthRpc(ready=lambda: self.health()[0])
+        edge = Edge(
+            {**infer.rpcs(), **control.rpcs(), **health.rpcs()},
+            authenticate=self._authenticate,
+            ids=self._ids,
+            access_log=self._access_log,
+            clock=time.monotonic,
+        )
+        return await GrpcServer.listen(
+            edge.handlers,
+            address=(self.settings.server.host, self.settings.server.grpc_port),
+            limits=self.settings.http,
         )
 
     def _say_ready(self) -> None:
@@ -211,7 +253,8 @@ class Platform:
         if server.drain_delay_s:
             await asyncio.sleep(server.drain_delay_s)
         self.gateway.draining = True
-        if self._http is not None and not await self._http.drain(server.drain_grace_s):
+        listening = [s for s in (self._http, self._grpc) if s is not None]
+        if not all(await asyncio.gather(*(s.drain(server.drain_grace_s) for s in listening))):
             _logger.warning("requests were cut off after %s s", server.drain_grace_s)
         await self.models.close()
         self._access_log.close()

@@ -33,7 +33,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         seen.append(data)
         return original(data)
 
-    monkeypatch.setattr(authentication.hashlib, "sha256", sha256)  # type: ignore[attr-defined]
+    monkeypatch.setattr(hashlib, "sha256", sha256)
     return seen
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import headrace
 from headrace.domain.errors import HeadraceError
-from headrace.transport.status import HTTP_STATUS, http_status
+from headrace.transport.status import STATUS, http_status
 
 
 def _subclasses(cls: type[HeadraceError]) -> Iterator[type[HeadraceError]]:
@@ -23,7 +23,9 @@ def errors() -> list[type[HeadraceError]]:
     for module in pkgutil.walk_packages(headrace.__path__, "headrace."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    return [error for error in _subclasses(HeadraceError) if error.__module__.startswith("head")]
+    return [
+        error for error in _subclasses(HeadraceError) if error.__module__.startswith("headrace.")
+    ]
 
 
 def test_every_error_has_a_status(errors: list[type[HeadraceError]]) -> None:
@@ -32,7 +34,7 @@ def test_every_error_has_a_status(errors: list[type[HeadraceError]]) -> None:
 
 
 def test_the_table_has_no_code_that_no_error_has(errors: list[type[HeadraceError]]) -> None:
-    assert set(HTTP_STATUS) <= {error.code for error in errors}
+    assert set(STATUS) <= {error.code for error in errors}
 
 
 def test_every_error_of_the_tree_has_a_code_of_its_own(errors: list[type[HeadraceError]]) -> None:

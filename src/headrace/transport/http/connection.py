@@ -114,6 +114,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_pending",
         "_phase",
+        "_plain_head",
         "_pumping",
         "_read_paused",
         "_repeats",
@@ -147,6 +148,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes | bytearray] = []
         self._body_bytes = 0
         self._method = ""
+        self._plain_head = b""  # of a request that asked for an upgrade
         self._keep_alive = True
         self._handler: Handler | None = None
         self._input: AsgiExchange | None = None  # the ASGI exchange that takes the body
@@ -165,13 +167,8 @@ class Connection(asyncio.Protocol):
         headers, body_bytes = self._headers, self._body_bytes
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # the rest of what comes is in a protocol that is not spoken here; the request
-            # itself is answered as if it had not asked
-            self._phase = Phase.DEAF
-            last = self._pending[-1] if self._pending else self._active
-            if last is not None:
-                last.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_on(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._malformed(error)
         if self._phase is not Phase.IDLE:
@@ -256,11 +253,9 @@ class Connection(asyncio.Protocol):
         self._phase = Phase.BODY
         self._keep_alive = parser.should_keep_alive()  # not readable any more at the end
         method = self._method = parser.get_method().decode("ascii")
-        if not self._keep_alive or b"connection" in headers or b"host" not in headers:
-            fault = self._look_at_version()  # slow, and plain HTTP/1.1 in every other case
-            if fault:
-                self._refuse(400, f"malformed HTTP request: {fault}")
-                return
+        usual = self._keep_alive and b"connection" not in headers and b"host" in headers
+        if not (usual or self._speaks(parser.get_http_version())):  # slow to ask for
+            return
         length = headers.get(b"content-length")
         if length is not None:
             if int(length) > self.host.limits.max_body_bytes:
@@ -273,6 +268,9 @@ class Connection(asyncio.Protocol):
         if self._active is None:
             self.deadline = self.host.now + self.host.limits.body_timeout_s
         if self._handler is None:
+            if method == "CONNECT":
+                self._refuse(501, "CONNECT: this server is no proxy")
+                return
             self._input = AsgiExchange(
                 self,
                 method=method,
@@ -445,17 +443,45 @@ class Connection(asyncio.Protocol):
             wait_s = limits.write_timeout_s if self._unsent else _LINGER_S
         self.deadline = self.host.now + wait_s
 
-    def _look_at_version(self) -> str:
-        """What is wrong with the request's version; whether the connection may stay."""
-        version = self._parser.get_http_version()
+    def _speaks(self, version: str) -> bool:
+        """Whether the request goes on: it is refused, or read once more by `_read_on`, if not."""
         if version not in {"1.0", "1.1"}:
-            return f"HTTP/{version} is not spoken here"
+            self._refuse(400, f"malformed HTTP request: HTTP/{version} is not spoken here")
+            return False
         if version == "1.1" and b"host" not in self._headers:
-            return "no Host header"
-        if version == "1.0" or self._parser.should_upgrade():
-            # an HTTP/1.0 client would wait for "Connection: keep-alive", which is never sent
+            self._refuse(400, "malformed HTTP request: no Host header")
+            return False
+        if b"upgrade" in self._headers and self._parser.should_upgrade():
+            connection = b"keep-alive" if self._keep_alive else b"close"
+            headers = {**self._headers, b"connection": connection}
+            del headers[b"upgrade"]
+            lines = [b"%b: %b\r\n" % header for header in headers.items()]
+            line = b"%b %b HTTP/%b\r\n" % (self._method.encode(), self._target, version.encode())
+            self._plain_head = b"".join((line, *lines, b"\r\n"))
+            self._phase = Phase.HEAD  # still: the same head comes again
+            return False
+        if version == "1.0":
+            # its client would wait for "Connection: keep-alive", which is never sent
             self._keep_alive = False
-        return ""
+        return True
+
+    def _read_on(self, rest: memoryview) -> None:
+        """Read on where llhttp stopped: behind the head of a request that asks for an upgrade.
+
+        None is granted, so the request is as good as one that did not ask; its body, which llhttp
+        leaves aside, belongs to it. A new parser is shown the head without the wish.
+        """
+        while self._phase is not Phase.DEAF:
+            self._parser = httptools.HttpRequestParser(self)
+            try:
+                self._parser.feed_data(self._plain_head)
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                continue
+            except httptools.HttpParserError as error:
+                self._malformed(error)
+            return
 
     def _continue(self) -> None:
         if self._expects_continue():

@@ -17,10 +17,10 @@ from headrace.domain.errors import DeadlineExceeded, HeadraceError
 from headrace.ports.authentication import Authenticate
 from headrace.telemetry.access_log import Access, AccessLog
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.call_headers import request_id
+from headrace.transport.call_headers import read_request_id
 from headrace.transport.oip_grpc.messages import GrpcAnswer, GrpcRequest, Handler
 from headrace.transport.oip_grpc.schema import HEALTH, INFERENCE
-from headrace.transport.status import CLIENT_CLOSED, GrpcStatus, grpc_status, http_status
+from headrace.transport.status import CLIENT_CLOSED, STATUS, GrpcStatus, grpc_status, http_status
 
 #: Methods that answer everybody: probes have no token. All others ask for one.
 PUBLIC: Final = frozenset(
@@ -70,7 +70,10 @@ class Edge:
     async def _answer(self, path: str, rpc: Rpc, request: GrpcRequest) -> GrpcAnswer:
         received = self._clock()
         exchange = Exchange(
-            request, request_id(request.headers, self._ids), received, received + request.timeout_s
+            request,
+            read_request_id(request.headers, self._ids),
+            received,
+            received + request.timeout_s,
         )
         trailers = (("x-request-id", exchange.request_id),)
         probe = path in PUBLIC
@@ -87,7 +90,8 @@ class Edge:
         except asyncio.CancelledError:
             # the server cancels for both; the log tells who gave up
             late = self._clock() >= exchange.deadline
-            code, status = (DeadlineExceeded.code, 504) if late else ("", CLIENT_CLOSED)
+            code = DeadlineExceeded.code if late else ""
+            status = STATUS[code][0] if late else CLIENT_CLOSED
             raise
         except Exception:
             _logger.exception("%s failed", path, extra={"request_id": exchange.request_id})

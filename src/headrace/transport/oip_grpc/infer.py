@@ -7,7 +7,7 @@ from headrace.domain.inference import InferRequest
 from headrace.domain.names import require_name
 from headrace.ports.inference import InferenceService
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.call_headers import trace
+from headrace.transport.call_headers import read_trace
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
 from headrace.transport.oip_grpc.payload import GrpcPayload
@@ -36,7 +36,7 @@ class InferRpc:
         require_name("model", model)
         if version:
             require_name("version", version)
-        context = trace(sent.headers, self._ids)
+        context = read_trace(sent.headers, self._ids)
         if context is not None:
             exchange.trace_id = context.trace_id
         call = Call(

@@ -7,6 +7,7 @@ is little in any honest request.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from headrace.domain.errors import InvalidRequest
@@ -20,7 +21,6 @@ _FIELD_BYTES: Final = 64
 _INPUTS: Final = 5  # of ModelInferRequest
 _RAW_INPUT_CONTENTS: Final = 7
 _CONTENTS: Final = 5  # of InferInputTensor
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types; groups are not of proto3
 _MAX_VARINT_BYTES: Final = 10
 
 
@@ -28,45 +28,54 @@ def check_structure(message: bytes) -> None:
     """Look at the sizes in an encoded ModelInferRequest.
 
     Raises:
-        InvalidRequest: it is malformed, or has more than its tensors' contents to be so large.
+        InvalidRequest: it is malformed, or so large by more than its tensors' contents.
     """
     if len(message) <= UNCHECKED_BYTES:
         return
+    left = MAX_STRUCTURE_BYTES
     try:
-        _spend(message, 0, len(message), MAX_STRUCTURE_BYTES, _INPUTS, _RAW_INPUT_CONTENTS)
+        for field, begin, end in _fields(message, 0, len(message)):
+            left -= _FIELD_BYTES
+            if field == _INPUTS:
+                for inner, inner_begin, inner_end in _fields(message, begin, end):
+                    left -= _FIELD_BYTES
+                    if inner != _CONTENTS:
+                        left -= inner_end - inner_begin
+                    _refuse_overdraft(left)
+            elif field != _RAW_INPUT_CONTENTS:
+                left -= end - begin
+            _refuse_overdraft(left)
     except IndexError:
         raise _malformed() from None
 
 
-def _spend(data: bytes, at: int, end: int, left: int, nested: int, free: int) -> int:
-    """Take the fields in data[at:end] from `left`; of `free` only that they are there."""
+def _refuse_overdraft(left: int) -> None:
+    if left < 0:
+        msg = (
+            f"the request's names, shapes and parameters take more than {MAX_STRUCTURE_BYTES} bytes"
+        )
+        raise InvalidRequest(msg)
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The number of each field in data[at:end], and where its value begins and ends."""
     while at < end:
-        tag, at = _varint(data, at)
-        field, wire_type = tag >> 3, tag & 7
-        begin = at
-        if wire_type == _DELIMITED:
-            size, begin = _varint(data, at)
-            at = begin + size
-        elif wire_type == _VARINT:
-            _, at = _varint(data, at)
-        elif wire_type in {_FIXED32, _FIXED64}:
-            at += 4 if wire_type == _FIXED32 else 8
-        else:
-            raise _malformed()
+        tag, begin = _varint(data, at)
+        match tag & 7:
+            case 0:  # a varint
+                _, at = _varint(data, begin)
+            case 1:  # 64 bits
+                at = begin + 8
+            case 2:  # its length stands before it
+                size, begin = _varint(data, begin)
+                at = begin + size
+            case 5:  # 32 bits
+                at = begin + 4
+            case _:  # groups are not of proto3
+                raise _malformed()
         if at > end:
             raise _malformed()
-        left -= _FIELD_BYTES
-        if field == nested and wire_type == _DELIMITED:
-            left = _spend(data, begin, at, left, 0, _CONTENTS)
-        elif field != free:
-            left -= at - begin
-        if left < 0:
-            msg = (
-                "the request's names, shapes and parameters take more than "
-                f"{MAX_STRUCTURE_BYTES} bytes"
-            )
-            raise InvalidRequest(msg)
-    return left
+        yield tag >> 3, begin, at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

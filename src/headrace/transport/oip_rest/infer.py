@@ -18,7 +18,8 @@ from headrace.domain.names import require_name
 from headrace.ports.authentication import Authenticate
 from headrace.ports.inference import InferenceService
 from headrace.telemetry.access_log import Access, AccessLog
-from headrace.telemetry.trace_context import RequestIds, accept, valid_request_id
+from headrace.telemetry.trace_context import RequestIds
+from headrace.transport.call_headers import read_request_id, read_trace
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
 from headrace.transport.oip_rest.compression import choose, compress, decompress
 from headrace.transport.oip_rest.errors import error_response
@@ -75,7 +76,7 @@ class InferWire:
     async def _answer(self, model: str, version: str, http: HttpRequest) -> HttpResponse:
         received = self._clock()
         headers = http.headers
-        request_id = self._request_id(headers)
+        request_id = read_request_id(headers, self._ids)
         begun_ns = time.time_ns() if self._timelines.active else 0
         code, status, trace_id = "", 500, ""
         principal = ANONYMOUS
@@ -130,14 +131,6 @@ class InferWire:
                 )
         return answer
 
-    def _request_id(self, headers: dict[bytes, bytes]) -> str:
-        given = headers.get(b"x-request-id")
-        if given is not None:
-            text = given.decode("latin-1")
-            if valid_request_id(text):
-                return text
-        return self._ids.request_id()
-
     def _call(
         self,
         headers: dict[bytes, bytes],
@@ -149,11 +142,7 @@ class InferWire:
         timeout = headers.get(b"request-timeout")
         if timeout is not None:
             deadline = received + _seconds(timeout)
-        trace = None
-        traceparent = headers.get(b"traceparent")
-        if traceparent is not None:
-            state = headers.get(b"tracestate", b"").decode("latin-1")
-            trace = accept(traceparent.decode("latin-1"), state, self._ids)
+        trace = read_trace(headers, self._ids) if b"traceparent" in headers else None
         return Call(request_id, principal, received, deadline, 0, trace)
 
     async def _decoded(self, http: HttpRequest) -> bytes:

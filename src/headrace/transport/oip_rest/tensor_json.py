@@ -91,7 +91,7 @@ def _float32(name: str, elements: list[float]) -> Array:
         numbers: Sequence[float] | Array = elements
     else:
         numbers = np.array(elements, dtype=np.float64)
-        fits = bool(-_FLOAT32_MAX <= numbers.min() and numbers.max() <= _FLOAT32_MAX)
+        fits = bool(numbers.min() >= -_FLOAT32_MAX and numbers.max() <= _FLOAT32_MAX)
     if not fits:
         msg = f"input '{name}' holds a number outside the range of FP32"
         raise InvalidRequest(msg)

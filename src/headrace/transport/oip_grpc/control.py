@@ -1,0 +1,176 @@
+"""The RPCs that are not hot: health, metadata, configuration, statistics, repository.
+
+Source: open-inference-protocol `open_inference_grpc.proto`; Triton `grpc_service.proto` and
+`docs/protocol/extension_*.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from google.protobuf.json_format import ParseDict
+
+from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from headrace.domain.models import TensorSpec
+from headrace.domain.names import require_name
+from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.transport.oip_grpc import schema
+from headrace.transport.oip_grpc.edge import Exchange, Rpc
+
+EXTENSIONS: Final = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "parameters",
+    "statistics",
+)
+MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
+
+
+class ControlRpcs:
+    """The RPCs by their paths, over the models of this process."""
+
+    def __init__(
+        self,
+        models: ModelControl,
+        *,
+        version: str,
+        ready: Callable[[], bool],
+        config_json: Callable[[ModelDescription], Mapping[str, Any]],
+    ) -> None:
+        self._models = models
+        self._version = version
+        self._ready = ready
+        self._config_json = config_json
+
+    def rpcs(self) -> dict[str, Rpc]:
+        """All RPCs."""
+        table: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": (schema.ServerLiveRequest, self._live),
+            "ServerReady": (schema.ServerReadyRequest, self._server_ready),
+            "ModelReady": (schema.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": (schema.ServerMetadataRequest, self._server),
+            "ModelMetadata": (schema.ModelMetadataRequest, self._metadata),
+            "ModelConfig": (schema.ModelConfigRequest, self._config),
+            "ModelStatistics": (schema.ModelStatisticsRequest, self._statistics),
+            "RepositoryIndex": (schema.RepositoryIndexRequest, self._index),
+            "RepositoryModelLoad": (schema.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (schema.RepositoryModelUnloadRequest, self._unload),
+        }
+        return {f"/{schema.INFERENCE}/{n}": _rpc(kind, rpc) for n, (kind, rpc) in table.items()}
+
+    async def _live(self, _: Any) -> Any:
+        return schema.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, _: Any) -> Any:
+        return schema.ServerReadyResponse(ready=self._ready())
+
+    async def _model_ready(self, request: Any) -> Any:
+        # as Triton's, this asks and does not fail: clients poll it until a model is there
+        return schema.ModelReadyResponse(ready=self._models.obstacle(*_names(request)) is None)
+
+    async def _server(self, _: Any) -> Any:
+        return schema.ServerMetadataResponse(
+            name="headrace", version=self._version, extensions=EXTENSIONS
+        )
+
+    async def _metadata(self, request: Any) -> Any:
+        model = self._models.describe(*_names(request))
+        return schema.ModelMetadataResponse(
+            name=model.name,
+            versions=model.versions,
+            platform=model.platform,
+            inputs=[_tensor(spec) for spec in model.signature.inputs],
+            outputs=[_tensor(spec) for spec in model.signature.outputs],
+        )
+
+    async def _config(self, request: Any) -> Any:
+        config = dict(self._config_json(self._models.describe(*_names(request))))
+        return _from_json({"config": config}, schema.ModelConfigResponse())
+
+    async def _statistics(self, request: Any) -> Any:
+        if request.version and not request.name:
+            msg = "a version is named, but no model"
+            raise InvalidRequest(msg)
+        names = _names(request) if request.name else ("", "")
+        statistics = list(self._models.statistics(*names))
+        return _from_json({"model_stats": statistics}, schema.ModelStatisticsResponse())
+
+    async def _index(self, request: Any) -> Any:
+        _refuse_repository(request.repository_name)
+        index = schema.RepositoryIndexResponse
+        entries = [e for e in self._models.index() if not request.ready or e.state == "READY"]
+        return index(
+            models=[
+                index.ModelIndex(name=e.name, version=e.version, state=e.state, reason=e.reason)
+                for e in entries
+            ]
+        )
+
+    async def _load(self, request: Any) -> Any:
+        name = _repository_model(request)
+        config = None
+        for key, parameter in request.parameters.items():
+            if key.startswith("file:"):
+                msg = (
+                    "a model's files cannot be sent with the load request: "
+                    "put them into the model repository"
+                )
+                raise Unsupported(msg)
+            if key == "config":
+                if parameter.WhichOneof("parameter_choice") != "string_param":
+                    msg = "parameters.config: expected a string with the configuration in JSON"
+                    raise InvalidRequest(msg)
+                config = parameter.string_param.encode()
+        await self._models.load(name, config_json=config)
+        return schema.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+
+    async def _unload(self, request: Any) -> Any:
+        name = _repository_model(request)
+        await self._models.unload(name)
+        return schema.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+
+
+def _rpc(kind: Any, rpc: Callable[[Any], Awaitable[Any]]) -> Rpc:
+    async def answer(exchange: Exchange) -> bytes:
+        message = exchange.request.message
+        if len(message) > MAX_CONTROL_BYTES:
+            msg = f"the message is over the limit of {MAX_CONTROL_BYTES} bytes"
+            raise PayloadTooLarge(msg)
+        encoded: bytes = (await rpc(schema.parse(kind, message))).SerializeToString()
+        return encoded
+
+    return answer
+
+
+def _names(request: Any) -> tuple[str, str]:
+    if request.version:
+        require_name("version", request.version)
+    return require_name("model", request.name), request.version
+
+
+def _repository_model(request: Any) -> str:
+    if not request.model_name:  # KServe's clients send it in this place
+        return require_name("model", request.repository_name)
+    _refuse_repository(request.repository_name)
+    return require_name("model", request.model_name)
+
+
+def _refuse_repository(name: str) -> None:
+    if name:
+        msg = "repositories have no names here: leave repository_name empty"
+        raise Unsupported(msg)
+
+
+def _tensor(spec: TensorSpec) -> Any:
+    return schema.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.datatype, shape=spec.shape
+    )
+
+
+def _from_json(document: dict[str, Any], message: Any) -> Any:
+    # REST's answers say a little more than Triton's messages have fields for
+    return ParseDict(document, message, ignore_unknown_fields=True, descriptor_pool=schema.POOL)
