@@ -338,6 +338,27 @@ class Picky(Model):
 """
 
 
+def sleepy(root: Path, name: str = "sleepy") -> Path:
+    """seconds FP32 [1] to slept, the same, once that time is over."""
+    return python_model(root, name, _SLEEPY)
+
+
+_SLEEPY: Final = """\
+import time
+
+from headrace import Model, TensorSpec
+
+
+class Sleepy(Model):
+    inputs = (TensorSpec("seconds", "FP32", (1,)),)
+    outputs = (TensorSpec("slept", "FP32", (1,)),)
+
+    def predict(self, inputs):
+        time.sleep(float(inputs["seconds"][0]))
+        return {"slept": inputs["seconds"]}
+"""
+
+
 class Gated:
     """A Python model that notes every run in a journal, and waits in it while its gate is shut.
 
@@ -448,7 +469,7 @@ def conformance(root: Path) -> Path:
         identity(root, datatype)
     for builder in (add_sub, doubled_pair, channels_first, reciprocal, joined, animals, corrupt):
         builder(root)
-    for builder in (scale, reversed_bytes, picky):
+    for builder in (scale, reversed_bytes, picky, sleepy):
         builder(root)
     for version, amount in (("1", 1), ("2", 2), ("10", 10)):
         plus(root, "versions", amount=amount, version=version)

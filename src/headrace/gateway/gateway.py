@@ -50,10 +50,13 @@ class Gateway:
         """
         metrics = self._metrics
         metrics.in_flight.value += 1
-        model, version, outcome = request.model, request.version, "ok"
+        # until the router has seen the request its model's name is only what a client wrote
+        model, version, outcome = "", "", "ok"
         try:
             self._admit()
-            response = await self._service.infer(request, self._narrowed(request, call))
+            narrowed = self._narrowed(request, call)
+            model, version = request.model, request.version
+            response = await self._service.infer(request, narrowed)
             version = response.version
         except HeadraceError as error:
             outcome = error.code
@@ -80,15 +83,14 @@ class Gateway:
     def _narrowed(self, request: InferRequest, call: Call) -> Call:
         """The call with its one deadline: the smallest of all wishes, within the maximum."""
         settings = self._settings
-        wishes = []
-        priority = 0
+        priority, wish_s = call.priority, call.deadline - call.received
         if parameters := request.parameters:
-            priority = _whole("priority", parameters)
+            priority = _whole("priority", parameters) or priority
             if timeout_us := _whole("timeout", parameters):
-                wishes.append(timeout_us / 1e6)
-        if call.deadline != math.inf:
-            wishes.append(call.deadline - call.received)
-        timeout_s = min(*wishes, settings.max_timeout_s) if wishes else settings.default_timeout_s
+                wish_s = min(wish_s, timeout_us / 1e6)
+        timeout_s = settings.default_timeout_s
+        if wish_s != math.inf:
+            timeout_s = min(wish_s, settings.max_timeout_s)
         if timeout_s <= 0:
             msg = "the deadline had passed when the request arrived"
             raise DeadlineExceeded(msg)
@@ -97,7 +99,7 @@ class Gateway:
             call.principal,
             call.received,
             call.received + timeout_s,
-            priority or call.priority,
+            priority,
             call.trace,
         )
 

@@ -20,11 +20,12 @@ class ExecutionTime:
     That is found out at small sizes, since at most twice the rows of what was observed are tried.
     """
 
-    __slots__ = ("_per_row", "_runs", "_seconds", "useful_rows")
+    __slots__ = ("_most_rows", "_per_row", "_runs", "_seconds", "useful_rows")
 
     def __init__(self) -> None:
         self._seconds = [0.0] * _SIZES
         self._per_row = [0.0] * _SIZES
+        self._most_rows = 0
         self._runs = 0
         self.useful_rows: int | None = None
 
@@ -39,6 +40,7 @@ class ExecutionTime:
         else:
             self._seconds[size] = seconds
             self._per_row[size] = per_row
+        self._most_rows = max(self._most_rows, rows)
         self._runs += 1
         if not known or self._runs % _LOOK_AGAIN == 0:
             self.useful_rows = self._useful_rows()
@@ -65,4 +67,4 @@ class ExecutionTime:
         largest = max((size for _, size in merged), default=1)
         if largest >= _DECISIVE and min(merged)[0] > _GAIN * single:
             return 1
-        return (2 << largest) - 1
+        return 2 * self._most_rows

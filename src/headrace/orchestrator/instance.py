@@ -73,7 +73,7 @@ class Instance:
     def _execute(self, run: Run) -> Execution:
         try:
             return execute(self.executor, run.requests, run.rows)
-        except Exception as error:
+        except BaseException as error:  # a panic in a Rust extension is no Exception
             _logger.exception("an executor of %s broke its contract", self._name)
             failure = ModelFailed(f"the executor failed: {type(error).__name__}")
             return Execution([failure] * len(run.requests), 0, 0, 0)

@@ -22,7 +22,7 @@ from headrace.domain.errors import (
     ModelNotReady,
     UnknownModel,
 )
-from headrace.domain.models import ModelConfig, Platform
+from headrace.domain.models import Platform
 from headrace.domain.names import version_order
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.off_loop import off_loop
@@ -71,7 +71,6 @@ class Models:
         self._settings = settings
         self._metrics = metrics
         self._models: dict[str, dict[str, VersionRecord]] = {}
-        self._configs: dict[str, ModelConfig] = {}
         self._problems: dict[str, str] = {}  # models that are unusable as a whole
         self._unloaded: set[str] = set()  # on request: polling leaves them alone
         self._overridden: set[str] = set()  # loaded with a configuration from the request
@@ -79,6 +78,7 @@ class Models:
         self._retiring: set[asyncio.Task[None]] = set()
         self._table: dict[tuple[str, str], ServedVersion] = {}
         self._looked = False  # whether the repository was read once, so that unknown is unknown
+        self._closed = False
 
     # --- asked by requests ---------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Models:
         """Bring the process in line with the repository: new, changed and removed models."""
         names = await off_loop(self._repository.names)
         gone = {*self._models, *self._problems} - set(names)
-        for name in sorted({*names, *gone} - self._unloaded):
+        for name in sorted({*names, *gone}):
             await self._refresh(name)
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
@@ -194,11 +194,14 @@ class Models:
             self._unloaded.add(model)
             self._overridden.discard(model)
             self._problems.pop(model, None)
-            await asyncio.gather(*self._drop(model, list(self._models.get(model, {}))))
+            ending = self._drop(model, list(self._models.get(model, {})))
             self._models.pop(model, None)
+            if ending:  # not gather: the versions end even if who asked for it goes away
+                await asyncio.wait(ending)
 
     async def close(self) -> None:
         """Unload everything, without waiting for hung instances longer than the drain time."""
+        self._closed = True
         for name in list(self._models):
             self._drop(name, list(self._models[name]))
         if self._retiring:
@@ -217,9 +220,9 @@ class Models:
         return self._locks.setdefault(model, asyncio.Lock())
 
     async def _refresh(self, model: str) -> None:
-        if model in self._overridden:
-            return
         async with self._lock(model):
+            if model in self._overridden or model in self._unloaded:
+                return
             found = await off_loop(self._repository.find, model)
             if found is not None:
                 await self._apply(found, reload=False)
@@ -240,7 +243,6 @@ class Models:
             self._models.pop(name, None)
             return
         self._problems.pop(name, None)
-        self._configs[name] = found.config
         records = self._models.setdefault(name, {})
         wanted = {*found.versions, *found.problems}
         for version, problem in found.problems.items():
@@ -253,7 +255,7 @@ class Models:
                 continue
             await self._load_version(name, version, seen)
         # only now, and only if there is something in their place: no request finds a gap
-        if not wanted or any(records[version].served for version in wanted):
+        if not wanted or any(r.served for version, r in records.items() if version in wanted):
             self._drop(name, [version for version in records if version not in wanted])
 
     async def _load_version(self, name: str, version: str, found: FoundVersion) -> None:
@@ -262,7 +264,18 @@ class Models:
         old = before.served if before is not None else None
         records[version] = VersionRecord(State.LOADING, "", found.fingerprint, old)
         begun = time.monotonic()
-        served = await self._try_to_make(name, version, found)
+        making = asyncio.get_running_loop().create_task(self._try_to_make(name, version, found))
+        try:
+            served = await asyncio.shield(making)
+        except asyncio.CancelledError:  # who asked for it has gone: all is as before
+            making.add_done_callback(_discard)
+            records.pop(version, None)
+            if before is not None and not self._closed:
+                records[version] = before
+            raise
+        if self._closed:
+            _discard(making)
+            return
         if isinstance(served, ModelLoadFailed):
             reason = served.message
             _logger.error("model %s version %s cannot be served: %s", name, version, reason)
@@ -309,7 +322,7 @@ class Models:
         )
         try:
             await off_loop(warm_up, executors, found.source, times=served.scheduler.times)
-        except ModelLoadFailed:
+        except Exception:
             served.scheduler.close()
             raise
         return served
@@ -339,7 +352,8 @@ class Models:
                 "model %s version %s is unloaded with %d requests unfinished",
                 served.model, served.version, served.scheduler.in_flight,
             )  # fmt: skip
-        served.scheduler.close()
+        finally:
+            served.scheduler.close()
 
     def _rebuild_table(self) -> None:
         table = {}
@@ -364,7 +378,7 @@ class Models:
             shown = ", ".join(known[-_MANY_VERSIONS:])
             msg = (
                 f"Request for unknown model: '{model}' version {version} is not found; "
-                f"it has versions {shown}"
+                f"it has {f'versions {shown}' if shown else 'no versions'}"
             )
             return UnknownModel(msg)
         record = records.get(version) or (_ordered(records)[-1][1] if records else None)
@@ -372,6 +386,12 @@ class Models:
         reason = f": {record.reason}" if record is not None and record.reason else ""
         msg = f"model '{model}' is not ready, it is {state}{reason}"
         return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+
+
+def _discard(made: asyncio.Task[ServedVersion | ModelLoadFailed]) -> None:
+    """Release a version that came too late to be served."""
+    if not made.cancelled() and isinstance(served := made.result(), ServedVersion):
+        served.scheduler.close()
 
 
 def _not_found(model: str) -> str:

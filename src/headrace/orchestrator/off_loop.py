@@ -20,7 +20,7 @@ async def off_loop(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def finish(result: T | None, error: BaseException | None) -> None:
+    def finish(result: T | None, error: Exception | None) -> None:
         if future.done():  # nobody waits any more
             return
         if error is not None:
@@ -29,11 +29,16 @@ async def off_loop(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwarg
             future.set_result(result)  # type: ignore[arg-type]
 
     def run() -> None:
-        result, error = None, None
+        result = None
+        error: Exception | None = None
         try:
             result = function(*args, **kwargs)
-        except BaseException as raised:  # noqa: BLE001 - handed to the one who waits
+        except StopIteration as raised:  # no future can carry it (PEP 479)
+            error = RuntimeError(f"StopIteration: {raised}")
+        except Exception as raised:  # noqa: BLE001 - handed to the one who waits
             error = raised
+        except BaseException as raised:  # noqa: BLE001 - on the loop it would end the process
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
         try:
             loop.call_soon_threadsafe(finish, result, error)
         except RuntimeError:  # the loop is closed: the process is ending

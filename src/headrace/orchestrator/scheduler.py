@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from typing import Final
 
-from headrace.domain.errors import DeadlineExceeded, HeadraceError, QueueTimeout
+from headrace.domain.errors import DeadlineExceeded, HeadraceError, ModelNotReady, QueueTimeout
 from headrace.domain.models import Batching
 from headrace.domain.tensors import Array
 from headrace.orchestrator.batching import Run, Wait, plan
@@ -25,6 +26,7 @@ from headrace.orchestrator.statistics import VersionStatistics
 from headrace.ports.executor import Executor
 
 _INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a thread and back
+_PAUSE_S: Final = 0.00005
 _HUNG_AFTER_S: Final = 1.0
 _HUNG_FACTOR: Final = 10.0  # ... and this many times the usual time of a run
 _RETRY_AFTER_S: Final = 1.0
@@ -56,13 +58,18 @@ class Scheduler:
             Instance(executor, name=f"{label}-{i}", loop=loop, finished=self._finish)
             for i, executor in enumerate(executors)
         ]
-        self._idle = list(self._instances)
+        # where answers keep the order of arrival: of two runs at once, the later could end first
+        ordered = batching is not None and batching.preserve_ordering
+        self._idle = self._instances[:1] if ordered else list(self._instances)
+        self.instances = len(self._idle)  # that run at the same time
         self._bounded = all(executor.bounded for executor in executors)
         self._scheduled = False
+        self._last_run = 0  # requests of the run that ended last
+        self._last_end = 0.0  # when that was, on the monotonic clock
         self._delay: asyncio.TimerHandle | None = None
         self._unarmed: list[Pending] = []
         self._in_flight = 0
-        self.suspect = False  # a running request passed its deadline: an instance may hang
+        self.suspect = False  # a running request was given up: an instance may hang
         self._drained: list[asyncio.Future[None]] = []
 
     @property
@@ -82,11 +89,6 @@ class Scheduler:
         self.suspect = any(instance.run is not None for instance in self._instances)
         return hung
 
-    @property
-    def instances(self) -> int:
-        """How many instances there are."""
-        return len(self._instances)
-
     async def submit(self, request: Pending) -> Sequence[Array]:
         """Queue a request and wait for its outputs.
 
@@ -97,9 +99,11 @@ class Scheduler:
         self._in_flight += 1
         self._unarmed.append(request)
         if not self._scheduled:
-            # every request that this turn of the loop reads joins the batch
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            if self._alone(request):
+                self._dispatch()
+            else:  # every request that this turn of the loop reads joins the batch
+                self._scheduled = True
+                self._loop.call_soon(self._dispatch)
         try:
             return await request.future
         finally:
@@ -108,6 +112,8 @@ class Scheduler:
                 request.timer.cancel()
             if request.future.cancelled():
                 self.queue.discard(request)
+                if request.running:
+                    self.suspect = True
                 self.statistics.cancel.add(int((self._loop.time() - request.enqueued) * 1e9))
             if not self._in_flight and self._drained:
                 self._notify_drained()
@@ -123,8 +129,26 @@ class Scheduler:
         """Release the executors; one that hangs is left to its daemon thread."""
         if self._delay is not None:
             self._delay.cancel()
+        for request in list(self.queue):
+            msg = "the version was unloaded before it could run the request"
+            self._give_up(request, ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S))
         for instance in self._instances:
             instance.close()
+
+    def _alone(self, request: Pending) -> bool:
+        """Whether a short run can begin at once, since nobody else seems to be asking.
+
+        So it is after a run for a single request and a pause that requests read in one turn of
+        the loop do not leave between them.
+        """
+        return (
+            self._last_run == 1
+            and time.monotonic() - self._last_end > _PAUSE_S
+            and len(self.queue) == 1
+            and bool(self._idle)
+            and self._bounded
+            and self.times.predict(request.rows) < _INLINE_BELOW_S
+        )
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -158,60 +182,69 @@ class Scheduler:
             self._unarmed.clear()
 
     def _take(self, run: Run, now: float) -> bool:
-        """Take the run's requests out of the queue; False where one of them came too late."""
-        discard = self.queue.discard
-        late = False
+        """Take the run's requests out of the queue; False where one is late, or was cancelled."""
+        gone = False
         for request in run.requests:
-            if request.deadline <= now:
-                late = True
-                discard(request)
-                _fail(request, _deadline_exceeded())
-        if late:
+            if request.deadline <= now or request.future.done():
+                gone = True
+                self._give_up(request, _deadline_exceeded())
+        if gone:
             return False
+        discard = self.queue.discard
         for request in run.requests:
             discard(request)
             request.running = True
         return True
 
     def _finish(self, instance: Instance, run: Run, execution: Execution) -> None:
-        """Hand the outcomes to those who wait, and count. Failed requests count apart."""
+        """Hand the outcomes to those who still wait, and count these; the others were counted."""
         instance.run = None
         self._idle.append(instance)
+        self._last_run, self._last_end = len(run.requests), time.monotonic()
         since = instance.since
         observe_wait = self._metrics.queue_seconds.observe
         waited = 0.0  # together, by those that succeeded
-        succeeded = rows = 0
+        succeeded = failed = rows = 0
+        sound = True
         for request, outcome in zip(run.requests, execution.outcomes, strict=True):
             future = request.future
             wait = since - request.enqueued
             observe_wait(wait)
+            waits = not future.done()
             if isinstance(outcome, HeadraceError):
-                _fail(request, outcome)
-                continue
-            succeeded += 1
-            waited += wait
-            rows += request.rows
-            if not future.done():
+                sound = False  # what failed tells nothing about the time that an answer takes
+                if waits:
+                    failed += 1
+                    future.set_exception(outcome)
+            elif waits:
+                succeeded += 1
+                waited += wait
+                rows += request.rows
                 future.set_result(outcome)
-        self._record(run, execution, succeeded=succeeded, rows=rows, waited_s=waited)
+        if sound:
+            self.times.observe(run.rows, execution.infer_ns / 1e9)
+        self._record(run, execution, succeeded=succeeded, failed=failed, rows=rows, waited_s=waited)
         if self.queue and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
     def _record(
-        self, run: Run, execution: Execution, *, succeeded: int, rows: int, waited_s: float
+        self,
+        run: Run,
+        execution: Execution,
+        *,
+        succeeded: int,
+        failed: int,
+        rows: int,
+        waited_s: float,
     ) -> None:
         input_ns, infer_ns, output_ns = execution.input_ns, execution.infer_ns, execution.output_ns
-        infer_s = infer_ns / 1e9
         self._metrics.batch_rows.observe(run.rows)
-        self._metrics.executor_seconds.observe(infer_s)
+        self._metrics.executor_seconds.observe(infer_ns / 1e9)
         statistics = self.statistics
         statistics.add_run(run.rows, input_ns, infer_ns, output_ns)
-        failed = len(run.requests) - succeeded
         if failed:
             statistics.fail.add(failed * (input_ns + infer_ns + output_ns), failed)
-        else:
-            self.times.observe(run.rows, infer_s)
         if succeeded:
             statistics.add_success(
                 succeeded,
@@ -233,21 +266,28 @@ class Scheduler:
         request.timer = None
         if request.future.done():
             return
-        if self._loop.time() >= request.deadline:
+        now = self._loop.time()
+        if now >= request.deadline:
             if request.running:
                 self.suspect = True
                 self._metrics.abandoned.value += 1
-            self.queue.discard(request)
-            _fail(request, _deadline_exceeded())
-        elif request.running:
-            self._arm(request)  # its time in the queue is over, and so is its waiting there
+            self._give_up(request, _deadline_exceeded())
+        elif request.running or request.delayed or now < request.queue_expires:
+            # it waits in the queue no more; or this is early: uvloop's timers keep milliseconds
+            self._arm(request)
         elif self.queue.delays(request.level):
             self.queue.delay(request)
             self._arm(request)
         else:
-            self.queue.discard(request)
             msg = "Request timeout expired"
-            _fail(request, QueueTimeout(msg, retry_after_s=_RETRY_AFTER_S))
+            self._give_up(request, QueueTimeout(msg, retry_after_s=_RETRY_AFTER_S))
+
+    def _give_up(self, request: Pending, error: HeadraceError) -> None:
+        """Answer `error` to one that still waits for its run, or for the end of it."""
+        self.queue.discard(request)
+        if not request.future.done():
+            self.statistics.fail.add(int((self._loop.time() - request.enqueued) * 1e9))
+            request.future.set_exception(error)
 
     def _hung_after(self, instance: Instance) -> float:
         usual = self.times.predict(instance.run.rows) if instance.run is not None else 0.0
@@ -258,11 +298,6 @@ class Scheduler:
         for drained in waiters:
             if not drained.done():
                 drained.set_result(None)
-
-
-def _fail(request: Pending, error: HeadraceError) -> None:
-    if not request.future.done():
-        request.future.set_exception(error)
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -64,6 +64,7 @@ def access(server: Server, request_id: str) -> dict[str, Any]:
     return dict(line)
 
 
+NAP = [tensor("seconds", np.array([0.3], np.float32), "FP32")]
 UNKNOWN = ("404", "Request for unknown model: 'nobody' is not found")
 
 
@@ -393,7 +394,7 @@ def test_sequence_and_custom_parameters_do_no_harm(
 
 def test_a_timeout_in_microseconds_is_the_deadline(client: InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as caught:
-        client.infer("versions", [floats("x", 1)], timeout=1)
+        client.infer("sleepy", NAP, timeout=50_000)
     status, message = refusal(caught)
     assert status == "504"
     assert "deadline" in message

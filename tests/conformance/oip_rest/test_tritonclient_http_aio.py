@@ -55,6 +55,7 @@ def refusal(caught: pytest.ExceptionInfo[InferenceServerException]) -> tuple[str
     return caught.value.status(), caught.value.message()
 
 
+NAP = [tensor("seconds", np.array([0.3], np.float32), "FP32")]
 UNKNOWN = ("404", "Request for unknown model: 'nobody' is not found")
 
 
@@ -231,10 +232,10 @@ async def test_the_version_asked_for_answers_with_the_requests_id(
 
 async def test_deadlines_come_as_parameter_and_as_header(client: InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as caught:
-        await client.infer("versions", [floats("x", 1)], timeout=1)
+        await client.infer("sleepy", NAP, timeout=50_000)
     assert refusal(caught)[0] == "504"
     with pytest.raises(InferenceServerException) as caught:
-        await client.infer("versions", [floats("x", 1)], headers={"Request-Timeout": "0"})
+        await client.infer("sleepy", NAP, headers={"Request-Timeout": "0.05"})
     assert refusal(caught)[0] == "504"
 
 

@@ -47,7 +47,9 @@ def _graph(
 ) -> bytes:
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializer=list(initializers))
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _identity(datatype: str = "FP32", shape: Sequence[int | str] = ("n", 2)) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,12 +31,6 @@ def write(tmp_path: Path) -> Write:
         return ModelSource(ModelConfig("m", **config), "python", "1", file, file.parent.parent)
 
     return write
-
-
-@pytest.fixture(autouse=True)
-def _no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a file that is written twice within a second is told apart by its size only
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
 def _model(
@@ -124,11 +119,24 @@ def test_helpers_beside_model_py_are_imported_relatively(write: Write) -> None:
 def test_what_was_loaded_before_is_not_what_a_changed_file_gives(write: Write) -> None:
     text = "from . import helper\n" + _model('return {"y": inputs["x"] * helper.FACTOR * FACTOR}')
     answers = []
-    for factor in (2, 3):
+    for factor in (2, 30):
         source = write(f"FACTOR = {factor}\n{text}")
         (source.file.parent / "helper.py").write_text(f"FACTOR = {factor}\n")
         answers.append(_load(source).run({"x": X})[0].tolist())
-    assert answers == [[0, 4, 8], [0, 9, 18]]
+    assert answers == [[0, 4, 8], [0, 900, 1800]]
+
+
+@pytest.mark.xfail(strict=True, reason="python_model.py:_import: bytecode of the same second")
+def test_a_file_that_changed_within_a_second_is_read_anew(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    answers = []
+    for i, factor in enumerate((2, 3)):
+        source = write(_model(f'return {{"y": inputs["x"] * {factor}}}'))
+        os.utime(source.file, ns=(i, 10**18 + i))  # what tells the two apart for the repository
+        answers.append(_load(source).run({"x": X})[0].tolist())
+    assert answers == [[0, 2, 4], [0, 3, 6]]
 
 
 def test_every_instance_is_an_object_of_its_own(write: Write) -> None:
@@ -206,7 +214,7 @@ def test_the_configuration_may_declare_what_the_class_does_not(write: Write) -> 
         ),
         (
             _model(more="def load(self, context):\n    raise SystemExit('no GPU')"),
-            "model.py: load() raised SystemExit: no GPU (line 11)",
+            "model.py: load() raised SystemExit: no GPU (line 10)",
         ),
         (
             _model(more="def __init__(self, size): ..."),
@@ -219,6 +227,12 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_a_reason(
     write: Write, text: str, reason: str
 ) -> None:
     assert reason in _refusal(write(text))
+
+
+def test_a_module_that_failed_is_forgotten(write: Write) -> None:
+    before = set(sys.modules)
+    _refusal(write("1 / 0"))
+    assert set(sys.modules) == before
 
 
 def test_a_file_that_is_gone_is_refused(write: Write) -> None:
@@ -444,11 +458,9 @@ def test_any_other_error_is_the_models_and_is_logged_with_its_traceback(
 
 
 def test_a_model_that_failed_goes_on_working(write: Write) -> None:
-    executor = _load(write(_model('return {"y": 1 / (inputs["x"][0] and 0 or 1) * inputs["x"]}')))
-    broken = _load(write(_model('return {"y": [1.0][len(inputs["x"]) - 1:]}')))
+    executor = _load(write(_model('return {"y": {3: inputs["x"]}[inputs["x"].size]}')))
+    assert isinstance(_error(executor, x=X[:1]), ModelFailed)
     assert executor.run({"x": X})[0].tolist() == [0, 1, 2]
-    _error(broken, z=X)
-    assert broken.run({"x": X[:1]})[0].tolist() == [1.0]
 
 
 # Unloading

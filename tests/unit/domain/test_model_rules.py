@@ -124,6 +124,18 @@ def test_batching_that_triton_refuses_is_refused(batching: Batching, problem: st
             "warm-up 'w' has a batch of 2, over max_batch_size 0",
         ),
         (
+            {"warmup": (Warmup("w", {}, batch_size=0),)},
+            "warm-up 'w': batch_size and count must be 1 or more",
+        ),
+        (
+            {"warmup": (Warmup("w", {}, count=0),)},
+            "warm-up 'w': batch_size and count must be 1 or more",
+        ),
+        (
+            {"warmup": (Warmup("w", {"x": WarmupInput("FP8", (1,))}),)},
+            "warm-up 'w', input 'x' has the unknown datatype 'FP8'",
+        ),
+        (
             {"warmup": (Warmup("w", {"x": WarmupInput("FP32", (-1,))}),)},
             "warm-up 'w', input 'x' has shape [-1]; every axis needs a size",
         ),

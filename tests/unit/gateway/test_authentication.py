@@ -115,6 +115,7 @@ def test_a_wrong_token_is_not_kept(authenticate: TokenAuthentication, hashed: li
         with pytest.raises(Unauthenticated):
             authenticate({b"authorization": b"Bearer wrong"})
     assert hashed == [b"wrong"] * 2
+    assert authenticate._verified == {}  # noqa: SLF001 - it would push out the right ones
 
 
 def test_the_forms_of_a_token_that_are_kept_are_bounded(

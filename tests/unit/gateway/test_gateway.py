@@ -263,9 +263,6 @@ async def test_names_of_unknown_models_make_no_series() -> None:
     assert house.outcomes() == {("", "", "model_not_found"): 3}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="gateway.py:58: the model's name counts before the router knows it"
-)
 @pytest.mark.parametrize(
     ("parameters", "deadline"), [({"timeout": -1}, math.inf), ({}, RECEIVED - 1.0)]
 )

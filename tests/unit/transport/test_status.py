@@ -8,7 +8,7 @@ import pytest
 
 import headrace
 from headrace.domain.errors import HeadraceError
-from headrace.transport.status import STATUS, http_status
+from headrace.transport.status import STATUS, GrpcStatus, grpc_status, http_status
 
 
 def _subclasses(cls: type[HeadraceError]) -> Iterator[type[HeadraceError]]:
@@ -30,7 +30,9 @@ def errors() -> list[type[HeadraceError]]:
 
 def test_every_error_has_a_status(errors: list[type[HeadraceError]]) -> None:
     for error in errors:
-        assert 400 <= http_status(error("it went wrong")) < 600, error
+        raised = error("it went wrong")
+        assert 400 <= http_status(raised) < 600, error
+        assert grpc_status(raised) is not GrpcStatus.OK, error
 
 
 def test_the_table_has_no_code_that_no_error_has(errors: list[type[HeadraceError]]) -> None:
@@ -47,4 +49,6 @@ def test_what_may_be_tried_again_is_never_the_clients_mistake(
 ) -> None:
     for error in errors:
         if error.retryable:
-            assert http_status(error("not now")) == 503, error
+            raised = error("not now")
+            assert http_status(raised) == 503, error
+            assert grpc_status(raised) is GrpcStatus.UNAVAILABLE, error

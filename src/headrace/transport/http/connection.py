@@ -45,6 +45,13 @@ class Phase(enum.Enum):
     DEAF = enum.auto()  # the last answer is out or on its way; what still comes is thrown away
 
 
+# an enumeration's attribute costs a slow look-up each time, and these are read at every callback
+_IDLE: Final = Phase.IDLE
+_HEAD: Final = Phase.HEAD
+_BODY: Final = Phase.BODY
+_DEAF: Final = Phase.DEAF
+
+
 class Exchange(Protocol):
     """One request and its answer."""
 
@@ -133,7 +140,7 @@ class Connection(asyncio.Protocol):
         self.deadline = math.inf  # on the loop's clock; the server's sweep calls expire() after it
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._phase: Phase = Phase.IDLE
+        self._phase: Phase = _IDLE
         self._active: Exchange | None = None
         self._pending: deque[Exchange] = deque()
         self._pumping = False
@@ -162,7 +169,7 @@ class Connection(asyncio.Protocol):
             self._refuse(503, "too many connections")
 
     def data_received(self, data: bytes) -> None:
-        if self._phase is Phase.DEAF:
+        if self._phase is _DEAF:
             return
         headers, body_bytes = self._headers, self._body_bytes
         try:
@@ -171,7 +178,7 @@ class Connection(asyncio.Protocol):
             self._read_on(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._malformed(error)
-        if self._phase is not Phase.IDLE:
+        if self._phase is not _IDLE:
             self._bound_read(
                 len(data), went_on=headers is self._headers and body_bytes == self._body_bytes
             )
@@ -184,7 +191,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.lost = True
-        self._phase = Phase.DEAF
+        self._phase = _DEAF
         self.host.forget(self)
         active, self._active = self._active, None
         self._drop_pending()
@@ -210,14 +217,13 @@ class Connection(asyncio.Protocol):
     # --- llhttp ------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._phase is Phase.DEAF:  # it was refused or closed earlier in the same read
+        if self._phase is _DEAF:  # it was refused or closed earlier in the same read
             return
-        self._phase = Phase.HEAD
+        self._phase = _HEAD
         self._target = b""
         self._headers = {}
         self._head_bytes = 0
         self._repeats = 0
-        self._body = []
         self._body_bytes = 0
         if self._active is None:
             self.deadline = self.host.now + self.host.limits.head_timeout_s
@@ -227,7 +233,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is not Phase.HEAD:  # trailers, or after a refusal
+        if self._phase is not _HEAD:  # trailers, or after a refusal
             return
         headers = self._headers
         self._head_bytes += len(name) + len(value)
@@ -247,10 +253,10 @@ class Connection(asyncio.Protocol):
         headers[name] = value
 
     def on_headers_complete(self) -> None:
-        if self._phase is not Phase.HEAD:
+        if self._phase is not _HEAD:
             return
         parser, headers = self._parser, self._headers
-        self._phase = Phase.BODY
+        self._phase = _BODY
         self._keep_alive = parser.should_keep_alive()  # not readable any more at the end
         method = self._method = parser.get_method().decode("ascii")
         usual = self._keep_alive and b"connection" not in headers and b"host" in headers
@@ -262,7 +268,7 @@ class Connection(asyncio.Protocol):
                 self._refuse_body()
                 return
         elif headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
-            self._refuse(501, "Transfer-Encoding: only chunked is supported")
+            self._refuse_coding()
             return
         self._handler = self.host.application.handler(method, self._target)
         if self._active is None:
@@ -285,7 +291,7 @@ class Connection(asyncio.Protocol):
             self._continue()
 
     def on_body(self, data: bytes) -> None:
-        if self._phase is not Phase.BODY:
+        if self._phase is not _BODY:
             return
         self._body_bytes += len(data)
         if self._body_bytes > self.host.limits.max_body_bytes:
@@ -296,9 +302,9 @@ class Connection(asyncio.Protocol):
             self._input.feed(data)
 
     def on_message_complete(self) -> None:
-        if self._phase is not Phase.BODY:
+        if self._phase is not _BODY:
             return
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self.deadline = math.inf
         if self._input is not None:
             self._input.feed_eof()
@@ -307,6 +313,7 @@ class Connection(asyncio.Protocol):
         handler = self._handler
         assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
         body = b"".join(self._body)  # copies nothing where one read brought it all
+        self._body = []  # a connection that idles must not hold what it sent last
         request = HttpRequest(self._method, self._target, self._headers, body)
         self._enqueue(_HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
 
@@ -341,7 +348,7 @@ class Connection(asyncio.Protocol):
             return
         if self._pending:
             self._pump()
-        elif self._phase is Phase.IDLE and not self._write_paused:
+        elif self._phase is _IDLE and not self._write_paused:
             self.deadline = self.host.now + self.host.limits.idle_timeout_s
         elif not self._write_paused:
             self._arm()
@@ -374,8 +381,8 @@ class Connection(asyncio.Protocol):
         """Close after what is written has gone out, reading on so that the client sees it."""
         if self.lost or self._transport.is_closing():
             return
-        unread = self._phase is not Phase.IDLE
-        self._phase = Phase.DEAF
+        unread = self._phase is not _IDLE
+        self._phase = _DEAF
         self._drop_pending()
         self._unsent = self._transport.get_write_buffer_size()
         self._arm()
@@ -394,13 +401,13 @@ class Connection(asyncio.Protocol):
         return bool(
             self._active
             or self._pending
-            or self._phase in {Phase.HEAD, Phase.BODY}
+            or self._phase in {_HEAD, _BODY}
             or self._transport.get_write_buffer_size()
         )
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
-        if self._phase is Phase.IDLE and not (self._active or self._pending):
+        if self._phase is _IDLE and not (self._active or self._pending):
             self.close()
 
     def cancel(self) -> None:
@@ -418,14 +425,14 @@ class Connection(asyncio.Protocol):
     def expire(self) -> None:
         """The deadline has passed: answer 408 where a request was begun, else just close."""
         self.deadline = math.inf
-        if self._write_paused or self._phase is Phase.DEAF:
+        if self._write_paused or self._phase is _DEAF:
             unsent = self._transport.get_write_buffer_size()
             if 0 < unsent < self._unsent:  # slow, but it takes
                 self._unsent = unsent
                 self.deadline = self.host.now + self.host.limits.write_timeout_s
             else:
                 self.abort()
-        elif self._phase is Phase.IDLE:
+        elif self._phase is _IDLE:
             self.close_if_idle()
         else:
             self._refuse(408, "the request did not arrive in time")
@@ -433,11 +440,11 @@ class Connection(asyncio.Protocol):
     def _arm(self) -> None:
         """Set the deadline of the client, now that the next step is its own."""
         limits = self.host.limits
-        if self._phase is Phase.IDLE:
+        if self._phase is _IDLE:
             wait_s = limits.idle_timeout_s
-        elif self._phase is Phase.HEAD:
+        elif self._phase is _HEAD:
             wait_s = limits.head_timeout_s
-        elif self._phase is Phase.BODY:
+        elif self._phase is _BODY:
             wait_s = limits.body_timeout_s
         else:
             wait_s = limits.write_timeout_s if self._unsent else _LINGER_S
@@ -458,7 +465,7 @@ class Connection(asyncio.Protocol):
             lines = [b"%b: %b\r\n" % header for header in headers.items()]
             line = b"%b %b HTTP/%b\r\n" % (self._method.encode(), self._target, version.encode())
             self._plain_head = b"".join((line, *lines, b"\r\n"))
-            self._phase = Phase.HEAD  # still: the same head comes again
+            self._phase = _HEAD  # still: the same head comes again
             return False
         if version == "1.0":
             # its client would wait for "Connection: keep-alive", which is never sent
@@ -471,7 +478,7 @@ class Connection(asyncio.Protocol):
         None is granted, so the request is as good as one that did not ask; its body, which llhttp
         leaves aside, belongs to it. A new parser is shown the head without the wish.
         """
-        while self._phase is not Phase.DEAF:
+        while self._phase is not _DEAF:
             self._parser = httptools.HttpRequestParser(self)
             try:
                 self._parser.feed_data(self._plain_head)
@@ -498,7 +505,7 @@ class Connection(asyncio.Protocol):
         its body: what llhttp keeps of a header or trailer is only seen when that is whole.
         """
         self._head_read = self._head_read + size_bytes if went_on else 0
-        if self._phase is Phase.DEAF:
+        if self._phase is _DEAF:
             return
         if self._head_read > self.host.limits.max_head_bytes:
             self._refuse_head()
@@ -509,10 +516,10 @@ class Connection(asyncio.Protocol):
             self._body = [whole]
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
-        if self._phase is Phase.DEAF:  # refused inside a callback
+        if self._phase is _DEAF:  # refused inside a callback
             return
-        if self._phase is Phase.IDLE and not self._keep_alive:
-            self._phase = Phase.DEAF  # bytes after the last request are nobody's
+        if self._phase is _IDLE and not self._keep_alive:
+            self._phase = _DEAF  # bytes after the last request are nobody's
             return
         cause = error.__context__
         if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
@@ -531,8 +538,16 @@ class Connection(asyncio.Protocol):
         limit = self.host.limits.max_body_bytes
         self._refuse(413, f"request body is over the limit of {limit} bytes")
 
+    def _refuse_coding(self) -> None:
+        codings = self._headers[b"transfer-encoding"].lower().split(b",")
+        if codings[-1].strip() == b"chunked":  # its end is known, only not what it means
+            self._refuse(501, "Transfer-Encoding: only chunked is supported")
+        else:
+            self._refuse(400, "malformed HTTP request: Transfer-Encoding must end in chunked")
+
     def _refuse(self, status: int, message: str) -> None:
-        self._phase = Phase.DEAF
+        self._phase = _DEAF
+        self._body = []
         self.host.count_refusal(status)
         waiting, self._input = self._input, None
         if waiting is not None:  # an ASGI exchange waits for a body that will not come

@@ -85,10 +85,10 @@ class HttpServer:
     def _sweep(self) -> None:
         host = self._host
         host.tick()
-        for connection in [c for c in host.connections if c.deadline < host.now]:
-            connection.expire()
         if self._listener.is_serving() or host.connections:
             host.loop.call_later(_SWEEP_S, self._sweep)
+        for connection in [c for c in host.connections if c.deadline < host.now]:
+            connection.expire()
 
 
 def bind(address: tuple[str, int]) -> socket.socket:

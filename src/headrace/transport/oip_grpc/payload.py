@@ -11,10 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from headrace.domain.binary import from_binary
+from headrace.domain.binary import from_binary, shaped
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest
-from headrace.domain.tensors import Array, InferContent, Parameters, RequestedOutput, Tensor
+from headrace.domain.tensors import (
+    NO_PARAMETERS,
+    Array,
+    InferContent,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+)
 
 _MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
@@ -50,7 +57,8 @@ class GrpcPayload:
         """The request's own parameters."""
         parameters = self._parameters
         if parameters is None:
-            parameters = self._parameters = _parameters("", self._message.parameters)
+            sent = self._message.parameters
+            parameters = self._parameters = _parameters("", sent) if sent else NO_PARAMETERS
         return parameters
 
     def decode(self) -> InferContent:
@@ -120,7 +128,7 @@ def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any
         array = _narrowed(name, datatype, np.fromiter(elements, np.int64, len(elements)))
     else:
         array = np.fromiter(elements, DATATYPES[datatype].dtype, len(elements))
-    return array.reshape(shape)
+    return shaped(name, array, shape)
 
 
 def _narrowed(name: str, datatype: str, wide: Array) -> Array:

@@ -4,8 +4,8 @@ import math
 from typing import Any, TypeAlias
 
 import pytest
-from google.protobuf import text_format  # type: ignore[import-untyped]
-from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig

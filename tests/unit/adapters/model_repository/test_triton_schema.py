@@ -4,7 +4,7 @@ import json
 from typing import Any, TypeAlias
 
 import pytest
-from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from headrace.adapters.model_repository.triton_schema import Mismatch, read_json, read_text

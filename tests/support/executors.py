@@ -1,0 +1,170 @@
+"""Executors, and their loader, that do what a test tells them.
+
+The suite in `tests/conformance/executor` holds them to the port, beside the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from headrace.domain.errors import HeadraceError, InvalidRequest, ModelFailed
+from headrace.domain.models import Signature, TensorSpec
+from headrace.domain.tensors import Array
+from headrace.ports.executor import Arrays, ModelSource
+
+Answer: TypeAlias = Callable[[Arrays], Sequence[Array]]
+
+#: x FP32 [rows, 1] to y FP32 [rows, 1].
+SIGNATURE: Final = Signature(
+    (TensorSpec("x", "FP32", (-1, 1)),), (TensorSpec("y", "FP32", (-1, 1)),)
+)
+_FOREVER_S: Final = 60.0  # a thread that a test forgot ends some day
+
+
+def plus(amount: float) -> Answer:
+    """y = x + amount: the answer tells which executor ran."""
+
+    def answer(inputs: Arrays) -> Sequence[Array]:
+        return [inputs["x"] + np.float32(amount)]
+
+    return answer
+
+
+class FakeExecutor:
+    """Answers at once, and keeps what it was asked and by which thread."""
+
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        *,
+        signature: Signature = SIGNATURE,
+        max_batch_size: int = 8,
+        bounded: bool = False,
+    ) -> None:
+        self.answer = answer or plus(1)
+        self.signature = signature
+        self.max_batch_size = max_batch_size
+        self.bounded = bounded
+        self.asked: list[Arrays] = []
+        self.threads: list[int] = []
+        self.closed = 0
+
+    @property
+    def values(self) -> list[list[float]]:
+        """The elements of `x`, one list for each run."""
+        return [inputs["x"].ravel().tolist() for inputs in self.asked]
+
+    def run(self, inputs: Arrays) -> Sequence[Array]:
+        """See Executor.run."""
+        if self.closed:
+            msg = "the model is unloaded"
+            raise ModelFailed(msg)
+        for spec in self.signature.inputs:
+            array = inputs.get(spec.name)
+            if array is None or array.ndim != len(spec.shape):
+                msg = f"the model refuses the input: '{spec.name}'"
+                raise InvalidRequest(msg)
+        self.threads.append(threading.get_ident())
+        self.asked.append(inputs)
+        return self.answer(inputs)
+
+    def close(self) -> None:
+        """See Executor.close."""
+        self.closed += 1
+
+
+class GatedExecutor(FakeExecutor):
+    """Begins every run, and ends it only when told to: a model that takes its time."""
+
+    def __init__(self, answer: Answer | None = None, *, max_batch_size: int = 8) -> None:
+        super().__init__(self._held, max_batch_size=max_batch_size)
+        self._behind = answer or plus(1)
+        self._loop = asyncio.get_running_loop()
+        self._begun: asyncio.Queue[None] = asyncio.Queue()
+        self._gate = threading.Semaphore(0)
+
+    async def begun(self) -> None:
+        """Wait until one more run has begun."""
+        await self._begun.get()
+
+    def release(self, runs: int = 1) -> None:
+        """Let runs end, those that wait or the next ones."""
+        self._gate.release(runs)
+
+    def _held(self, inputs: Arrays) -> Sequence[Array]:
+        self._loop.call_soon_threadsafe(self._begun.put_nowait, None)
+        self._gate.acquire(timeout=_FOREVER_S)
+        return self._behind(inputs)
+
+
+class Hold:
+    """A load that has to wait."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begun = asyncio.Event()
+        self._gate = threading.Event()
+
+    async def begun(self) -> None:
+        """Wait until the load has begun."""
+        await self._begun.wait()
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._gate.set()
+
+    def wait(self) -> None:
+        """Called by the load, on its thread."""
+        self._loop.call_soon_threadsafe(self._begun.set)
+        self._gate.wait(_FOREVER_S)
+
+
+Made: TypeAlias = Sequence[FakeExecutor] | BaseException
+
+
+class FakeLoader:
+    """Loads `plus(1)`, then `plus(2)` and so on, unless it was told otherwise for a version."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, str]] = []
+        self.executors: list[FakeExecutor] = []  # all that were ever handed out, in order
+        self._next: dict[tuple[str, str], list[Made]] = {}
+        self._holds: dict[tuple[str, str], Hold] = {}
+
+    def will(self, model: str, version: str, *made: Made) -> None:
+        """What the next loads of a version answer or raise."""
+        self._next.setdefault((model, version), []).extend(made)
+
+    def hold(self, model: str, version: str) -> Hold:
+        """Make the next load of a version wait."""
+        hold = self._holds[model, version] = Hold()
+        return hold
+
+    def load(self, source: ModelSource) -> Sequence[FakeExecutor]:
+        """See ExecutorLoader.load."""
+        key = (source.config.name, source.version)
+        self.loaded.append(key)
+        if hold := self._holds.pop(key, None):
+            hold.wait()
+        planned = self._next.get(key)
+        made: Made = planned.pop(0) if planned else [FakeExecutor(plus(len(self.executors) + 1))]
+        if isinstance(made, BaseException):
+            raise made
+        self.executors.extend(made)
+        return made
+
+
+def failing(error: HeadraceError | BaseException, *, at: float | None = None) -> Answer:
+    """y = x + 1, but `error` where an element of x is `at`, or always."""
+
+    def answer(inputs: Arrays) -> Sequence[Array]:
+        if at is None or at in inputs["x"]:
+            raise error
+        return plus(1)(inputs)
+
+    return answer
