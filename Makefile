@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CODE := $(wildcard src tests bench)
+CODE := $(wildcard src tests bench tools)
 
 # Locking needs uv; nothing else does, so it lives apart from the environment.
 UV_VERSION := 0.13.9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -126,10 +127,10 @@ def check_settings(file: Path | None) -> None:
       headrace check-settings prod.toml
       HEADRACE_SERVER__HTTP_PORT=80 headrace check-settings
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
-    from headrace.compose.checks import check_exposure
+    from headrace.compose.checks import check
 
     settings = load(file, environment=_environment())
-    check_exposure(settings)
+    check(settings)
     click.echo(_as_toml(settings))
 
 
@@ -139,7 +140,11 @@ def token(name: str) -> None:
     """Make a token for the caller NAME and print the setting that admits it.
 
     The token is printed once and stored nowhere; the setting holds its SHA-256 only.
-    """
+
+    \b
+    Example:
+      headrace token nightly-job
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     click.echo(f"token:   {secret}")
@@ -179,9 +184,22 @@ def _overrides(*given: tuple[str, str, Any]) -> dict[str, Any]:
 
 
 def _as_toml(settings: Settings) -> str:
-    lines = []
+    lines: list[str] = []
     for section, values in msgspec.to_builtins(settings).items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items()]
-        lines.append("")
+        tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+        plain = {key: value for key, value in values.items() if key not in tables}
+        named = {section: plain, **{f"{section}.{key}": table for key, table in tables.items()}}
+        for name, pairs in named.items():
+            lines += [
+                f"[{name}]",
+                *(f"{_json(k, key=True)} = {_json(v)}" for k, v in pairs.items()),
+                "",
+            ]
     return "\n".join(lines).rstrip()
+
+
+def _json(value: Any, *, key: bool = False) -> str:
+    """A value of TOML, which agrees with JSON on text, numbers and booleans; or a key."""
+    if key and re.fullmatch(r"[A-Za-z0-9_-]+", value):
+        return str(value)
+    return msgspec.json.encode(value).decode()

@@ -7,6 +7,7 @@ stops the start with the key's full path.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,17 @@ def _convert(tree: Mapping[str, Any], where: str) -> Settings:
         return msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
+        if "[...]" in path:  # a key of a mapping, which msgspec does not name
+            path = path.replace("[...]", _odd_key(tree, path))
         msg = f"{where}{path.rstrip('`')}: {reason}" if path else f"{where}{reason}"
         raise InvalidSettings(msg) from None
+
+
+def _odd_key(tree: Mapping[str, Any], path: str) -> str:
+    """The first key of the mapping at `path` whose value is not text."""
+    for part in path.partition("[")[0].split("."):
+        tree = tree[part]
+    return next((f".{key}" for key, value in tree.items() if not isinstance(value, str)), "[...]")
 
 
 def _check_keys(tree: Mapping[str, Any], struct: type[Any], where: str, path: str = "") -> None:
@@ -108,12 +118,13 @@ def _check_keys(tree: Mapping[str, Any], struct: type[Any], where: str, path: st
 
 
 def _from_environment(name: str, text: str) -> dict[str, Any]:
-    keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split(_SECTION)
+    keys = name.removeprefix(ENVIRONMENT_PREFIX).split(_SECTION)
     kind: Any = Settings
-    for depth, key in enumerate(keys):
-        if _is_mapping(kind):
+    for depth, written in enumerate(keys):
+        if _is_mapping(kind):  # its keys are names that somebody chose: as written
             kind = get_args(kind)[1]
             continue
+        key = keys[depth] = written.lower()
         hints = get_type_hints(kind) if _is_section(kind) else {}
         if key not in hints:
             path = ".".join(keys[: depth + 1])
@@ -155,15 +166,19 @@ def _is_mapping(kind: Any) -> bool:
 
 def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(sorted(known))}"
-    return f"{what} is not a setting; {hint}"
+    if close:
+        return f"{what} is not a setting; did you mean '{close[0]}'?"
+    if known:
+        return f"{what} is not a setting; known are {', '.join(sorted(known))}"
+    return f"{what} is not a setting: what stands before it is a value, not a section"
 
 
 def _check_ranges(settings: Settings) -> None:
     """Numbers that no combination makes sensible. Durations and sizes are never negative."""
     for section, values in msgspec.to_builtins(settings).items():
         for key, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and not 0 <= value < math.inf:
                 msg = f"{section}.{key}: expected a number >= 0, got {value}"
                 raise InvalidSettings(msg)
     for key in ("http_port", "grpc_port"):
@@ -172,6 +187,9 @@ def _check_ranges(settings: Settings) -> None:
             msg = f"server.{key}: expected a port from 0 to 65535, got {port}"
             raise InvalidSettings(msg)
     gateway = settings.gateway
+    if not gateway.default_timeout_s:
+        msg = "gateway.default_timeout_s: expected seconds > 0; with 0 every request is too late"
+        raise InvalidSettings(msg)
     if gateway.default_timeout_s > gateway.max_timeout_s:
         msg = (
             f"gateway.default_timeout_s ({gateway.default_timeout_s}) is over "

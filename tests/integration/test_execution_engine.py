@@ -30,7 +30,6 @@ from tests.support.repositories import (
     scale,
 )
 
-
 #: Merge all that waits, from the first run on; by itself a model is first tried with a few rows.
 MERGING = "[batching]\nmax_delay_us = 1\n"
 
@@ -74,8 +73,18 @@ class Engine:
         entries = self.server.request("POST", "/v2/repository/index").json()
         return {e["version"]: (e["state"], e["reason"]) for e in entries if e["name"] == model}
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry `labels`; read without building them all."""
+        text = self.server.request("GET", "/metrics").body.decode()
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in text.splitlines()
+            if line.startswith((f"{name}{{", f"{name} ")) and all(w in line for w in wanted)
+        )
+
     def await_queue(self, model: str, requests: int) -> None:
-        eventually(lambda: self.server.metric("headrace_queue_requests", model=model) == requests)
+        eventually(lambda: self.metric("headrace_queue_requests", model=model) == requests)
 
 
 def request(*values: int, **parameters: Any) -> dict[str, Any]:
@@ -289,7 +298,7 @@ def test_a_full_queue_refuses_at_once_with_a_time_to_come_back(
     assert [data(each.result()) for each in taken] == [[10], [20], [30]]
     assert [4] not in model.runs()
     assert data(engine.ask("crowded", 5)) == [50]
-    metric = engine.server.metric
+    metric = engine.metric
     assert metric("headrace_requests_total", model="crowded", outcome="queue_full") == 1
 
 
@@ -397,7 +406,7 @@ def test_queued_work_of_a_client_that_went_away_never_runs(
     assert data(engine.ask("deserted", 3)) == [30]
     assert model.runs() == [[1], [3]]
     assert engine.stats("deserted")["inference_stats"]["cancel"]["count"] == 1
-    metric = engine.server.metric
+    metric = engine.metric
     assert metric("headrace_requests_total", model="deserted", outcome="cancelled") == 1
 
 
@@ -499,7 +508,7 @@ def test_a_model_whose_instances_all_hang_is_not_ready_and_the_others_are(
     engine: Engine,
 ) -> None:
     model = engine.gated("hung", max_batch_size=1)
-    metric = engine.server.metric
+    metric = engine.metric
     with model.shut():
         assert engine.ask("hung", 1, headers={"Request-Timeout": "0.05"}).status == 504
         eventually(lambda: engine.ready("hung") == 503)
@@ -524,7 +533,7 @@ def test_a_model_whose_instances_all_hang_is_not_ready_and_the_others_are(
 
 def test_a_model_with_an_instance_left_goes_on_while_another_hangs(engine: Engine) -> None:
     model = engine.gated("half-hung", "instances = 2\n", max_batch_size=1)
-    metric = engine.server.metric
+    metric = engine.metric
     with model.shut():
         assert engine.ask("half-hung", 1, headers={"Request-Timeout": "0.05"}).status == 504
         eventually(lambda: metric("headrace_executor_hung_instances", model="half-hung") == 1)
@@ -903,7 +912,7 @@ def post(server: Server, path: str) -> Iterator[None]:
 def test_metrics_count_what_happened(engine: Engine, pool: ThreadPoolExecutor) -> None:
     model = engine.gated("counted", MERGING, max_batch_size=4)
     of = {"model": "counted", "version": "1"}
-    metric = engine.server.metric
+    metric = engine.metric
     assert metric("headrace_model_ready", **of) == 1
     assert metric("headrace_model_loads_total", model="counted", outcome="ready") == 1
     with model.shut():

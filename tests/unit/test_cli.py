@@ -106,7 +106,6 @@ def test_without_a_file_the_defaults_are_checked(tmp_path: Path) -> None:
     assert _load_printed(result, tmp_path) == Settings()
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py:_as_toml writes tokens as a JSON object")
 def test_settings_with_tokens_are_printed_as_toml_too(settings_file: Path) -> None:
     settings_file.write_text(f"[authentication.tokens]\nalice = '{DIGEST}'")
     result = _run("check-settings", str(settings_file))
@@ -135,7 +134,6 @@ def test_settings_that_would_not_start_are_refused_in_one_line(
     assert problem in line
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py:check_settings does not ask TokenAuthentication")
 def test_a_half_configured_token_would_not_start_either(settings_file: Path) -> None:
     settings_file.write_text("[authentication.tokens]\nalice = 'her password'")
     assert _run("check-settings", str(settings_file)).exit_code == 2

@@ -131,7 +131,6 @@ def test_a_mistake_in_the_file_is_refused_with_the_keys_full_path(
     assert _refusal(file) == f"{file}: {refusal}"
 
 
-@pytest.mark.xfail(strict=True, reason="settings.py:_convert shows the caller's name as [...]")
 def test_a_token_of_the_wrong_type_is_refused_by_its_callers_name(toml: Toml) -> None:
     file = toml("[authentication.tokens]\nbob = 3")
     assert _refusal(file) == f"{file}: authentication.tokens.bob: Expected `str`, got `int`"
@@ -267,6 +266,5 @@ def test_the_default_timeout_is_within_the_maximum() -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="settings.py:_check_ranges lets nan through")
 def test_what_is_not_a_number_is_no_number_of_seconds(toml: Toml) -> None:
     assert _refusal(toml("[gateway]\ndefault_timeout_s = nan"))

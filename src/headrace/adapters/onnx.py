@@ -36,7 +36,9 @@ _DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
-_ERRORS: Final = 3  # ONNX Runtime's log severity
+_FATAL: Final = 4  # log severity: its errors reach us as exceptions, with the same text
+#: Words of a run's failure that come from shapes; where clients choose shapes it is their mistake.
+_OF_SHAPES: Final = ("shape", "dimension", "broadcast", "axis", "axes")
 
 
 class OnnxLoader:
@@ -72,6 +74,8 @@ class OnnxExecutor:
         self.max_batch_size = max_batch_size
         self._run = session.run
         self._outputs = [spec.name for spec in signature.outputs]
+        batched = int(max_batch_size > 0)
+        self._open_shapes = any(-1 in spec.shape[batched:] for spec in signature.inputs)
         self._text_inputs = [s.name for s in signature.inputs if s.datatype == "BYTES"]
         self._text_outputs = [
             i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES"
@@ -87,7 +91,11 @@ class OnnxExecutor:
             msg = f"the model refuses the input: {_first_line(error)}"
             raise InvalidRequest(msg) from error
         except Exception as error:  # ONNX Runtime's own classes share no base but this
-            msg = f"the model failed: {_first_line(error)}"
+            text = _first_line(error)
+            if self._open_shapes and any(word in text.lower() for word in _OF_SHAPES):
+                msg = f"the model refuses these shapes: {text}"
+                raise InvalidRequest(msg) from error
+            msg = f"the model failed: {text}"
             raise ModelFailed(msg) from error
         for i in self._text_outputs:
             outputs[i] = _encoded(outputs[i])
@@ -107,13 +115,14 @@ def _open(file: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = _FATAL
     # idle workers that spin would take the processor from the event loop
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own classes share no base but this
-        msg = f"{file.name} cannot be loaded: {_first_line(error)}"
+        reason = _first_line(error).replace(str(file), file.name)
+        msg = f"{file.name} cannot be loaded: {reason}"
         raise ModelLoadFailed(msg) from error
 
 

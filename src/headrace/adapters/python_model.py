@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import itertools
 import logging
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from headrace.domain.datatypes import DATATYPES
@@ -32,8 +32,8 @@ class PythonModelLoader:
 
     def load(self, source: ModelSource) -> Sequence[PythonExecutor]:
         """See ExecutorLoader.load."""
-        module = _import(source)
-        cls = _model_class(module, source.file)
+        module = _ModelModule(source)
+        cls = module.model_class()
         max_batch_size = source.config.max_batch_size
         if max_batch_size is None:
             max_batch_size = cls.max_batch_size
@@ -42,7 +42,9 @@ class PythonModelLoader:
             configured(cls.outputs or source.config.outputs, max_batch_size),
         )
         for kind, specs in (("inputs", declared.inputs), ("outputs", declared.outputs)):
-            _check_specs(cls, kind, specs)
+            if not specs:
+                msg = f"class {cls.__name__} declares no {kind}, and neither does the configuration"
+                raise ModelLoadFailed(msg)
         signature = reconcile(source.config, declared, max_batch_size)
         context = LoadContext(
             source.config.name, source.version, source.file.parent, source.config.parameters
@@ -57,7 +59,7 @@ class PythonModelLoader:
                     executor.close()
                 msg = f"{source.file.name}: load() raised {_where(error, source.file)}"
                 raise ModelLoadFailed(msg) from error
-            executors.append(PythonExecutor(model, signature, max_batch_size))
+            executors.append(PythonExecutor(model, signature, max_batch_size, module))
         return executors
 
 
@@ -66,10 +68,14 @@ class PythonExecutor:
 
     bounded = False
 
-    def __init__(self, model: Model, signature: Signature, max_batch_size: int) -> None:
+    def __init__(
+        self, model: Model, signature: Signature, max_batch_size: int, module: _ModelModule
+    ) -> None:
         self.signature = signature
         self.max_batch_size = max_batch_size
         self._model = model
+        self._module = module
+        module.users += 1
 
     def run(self, inputs: Arrays) -> Sequence[Array]:
         """See Executor.run."""
@@ -89,57 +95,86 @@ class PythonExecutor:
         return [_output(spec, answer) for spec in self.signature.outputs]
 
     def close(self) -> None:
-        """Tell the model that it is over."""
+        """Tell the model that it is over, and with the last one forget its code."""
         try:
             self._model.unload()
-        except (Exception, SystemExit):
+        except Exception:
             _logger.exception("unload() of %s raised", type(self._model).__qualname__)
+        self._module.leave()
 
 
-def _import(source: ModelSource) -> ModuleType:
-    file = source.file
-    name = f"headrace_model_{next(_serial)}"
-    # a package, so that `from . import helper` finds files beside model.py
-    spec = importlib.util.spec_from_file_location(
-        name, file, submodule_search_locations=[str(file.parent)]
-    )
-    if spec is None or spec.loader is None:
-        msg = f"{file.name} is not a Python file"
-        raise ModelLoadFailed(msg)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        msg = f"{file.name} cannot be imported: {_where(error, file)}"
-        raise ModelLoadFailed(msg) from error
-    return module
+class _ModelModule:
+    """The code of one loaded `model.py`, under a name of its own for every load."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.users = 0
+        self._file = source.file
+        self._name = f"headrace_model_{next(_serial)}"
+        module = self._module = ModuleType(self._name)
+        module.__file__ = str(self._file)
+        # a package, so that `from . import helper` finds files beside model.py
+        module.__package__ = self._name
+        module.__path__ = [str(self._file.parent)]
+        sys.modules[self._name] = module
+        try:
+            # compiled here: the import system's bytecode cache misses a change within a second
+            code = compile(self._file.read_bytes(), str(self._file), "exec")
+            exec(code, module.__dict__)  # noqa: S102 - the operator's own file
+        except (Exception, SystemExit) as error:
+            self._forget()
+            msg = f"{self._file.name} cannot be imported: {_where(error, self._file)}"
+            raise ModelLoadFailed(msg) from error
+
+    def model_class(self) -> type[Model]:
+        """The one class derived from Model, its declarations checked. Raises ModelLoadFailed."""
+        classes = {
+            value
+            for value in vars(self._module).values()
+            if inspect.isclass(value)
+            and issubclass(value, Model)
+            and value.__module__ == self._name
+        }
+        if len(classes) != 1:
+            names = ", ".join(sorted(cls.__name__ for cls in classes)) or "none"
+            msg = (
+                f"{self._file.name} must define one class derived from headrace.Model; "
+                f"it has {names}"
+            )
+            raise ModelLoadFailed(msg)
+        (cls,) = classes
+        for kind in ("inputs", "outputs"):
+            _check_specs(cls, kind, getattr(cls, kind))
+        size: object = cls.max_batch_size
+        if type(size) is not int or size < 0:
+            msg = f"class {cls.__name__}: max_batch_size must be a whole number >= 0, not {size!r}"
+            raise ModelLoadFailed(msg)
+        return cls
+
+    def leave(self) -> None:
+        """One of the users is closed."""
+        self.users -= 1
+        if not self.users:
+            self._forget()
+
+    def _forget(self) -> None:
+        for name in list(sys.modules):
+            if name == self._name or name.startswith(f"{self._name}."):
+                del sys.modules[name]
 
 
-def _model_class(module: ModuleType, file: Path) -> type[Model]:
-    classes = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, Model)
-        and value.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        names = ", ".join(cls.__name__ for cls in classes) or "none"
-        msg = f"{file.name} must define one class derived from headrace.Model; it has {names}"
-        raise ModelLoadFailed(msg)
-    cls: type[Model] = classes[0]
-    return cls
-
-
-def _check_specs(cls: type[Model], kind: str, specs: Sequence[TensorSpec]) -> None:
-    if not specs:
-        msg = f"class {cls.__name__} declares no {kind}, and neither does the configuration"
+def _check_specs(cls: type[Model], kind: str, specs: object) -> None:
+    if not isinstance(specs, (list, tuple)):
+        msg = f"class {cls.__name__}: {kind} must be a list of TensorSpec, not {specs!r}"
         raise ModelLoadFailed(msg)
     for spec in specs:
-        if spec.datatype not in DATATYPES:
-            msg = f"class {cls.__name__}: {kind} has {spec!r}, whose datatype is not known"
+        try:
+            sound = isinstance(spec, TensorSpec) and spec == msgspec.convert(
+                msgspec.to_builtins(spec), TensorSpec
+            )
+        except msgspec.ValidationError:
+            sound = False
+        if not sound or spec.datatype not in DATATYPES:
+            msg = f"class {cls.__name__}: {kind} has {spec!r}, which is not a usable TensorSpec"
             raise ModelLoadFailed(msg)
 
 
@@ -147,19 +182,15 @@ def _output(spec: TensorSpec, answer: Mapping[str, Any]) -> Array:
     if spec.name not in answer:
         msg = f"predict() answered no output '{spec.name}'"
         raise ModelFailed(msg)
-    wanted = DATATYPES[spec.datatype].dtype
-    if spec.datatype == "BYTES":
-        array = _bytes(spec.name, answer[spec.name])
-    else:
-        array = np.asarray(answer[spec.name])
-        if array.dtype != wanted:
-            if not np.can_cast(array.dtype, wanted, "same_kind"):
-                msg = (
-                    f"output '{spec.name}' is declared {spec.datatype}, "
-                    f"but predict() answered {array.dtype}"
-                )
-                raise ModelFailed(msg)
-            array = array.astype(wanted)
+    try:
+        array = (
+            _bytes(spec.name, answer[spec.name])
+            if spec.datatype == "BYTES"
+            else _numbers(spec, np.asarray(answer[spec.name]))
+        )
+    except ValueError as error:  # a ragged list, a lone surrogate
+        msg = f"output '{spec.name}' is not an array of {spec.datatype}: {error}"
+        raise ModelFailed(msg) from error
     if array.ndim != len(spec.shape) or any(
         wanted not in {-1, size} for size, wanted in zip(array.shape, spec.shape, strict=True)
     ):
@@ -169,6 +200,24 @@ def _output(spec: TensorSpec, answer: Mapping[str, Any]) -> Array:
         )
         raise ModelFailed(msg)
     return np.asarray(array, order="C")
+
+
+def _numbers(spec: TensorSpec, array: Array) -> Array:
+    wanted = DATATYPES[spec.datatype].dtype
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind in "iu" and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if array.size and not (limits.min <= array.min() and array.max() <= limits.max):
+            msg = f"output '{spec.name}' holds a number outside the range of {spec.datatype}"
+            raise ModelFailed(msg)
+    elif not np.can_cast(array.dtype, wanted, "same_kind"):
+        msg = (
+            f"output '{spec.name}' is declared {spec.datatype}, "
+            f"but predict() answered {array.dtype}"
+        )
+        raise ModelFailed(msg)
+    return array.astype(wanted)
 
 
 def _bytes(name: str, value: Any) -> Array:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import ipaddress
 
 from headrace.domain.errors import InvalidSettings
+from headrace.gateway.authentication import TokenAuthentication
 from headrace.settings import Settings
+
+
+def check(settings: Settings) -> None:
+    """Everything that can be known before the start. Raises InvalidSettings."""
+    TokenAuthentication(settings.authentication)
+    check_exposure(settings)
 
 
 def check_exposure(settings: Settings) -> None:

@@ -42,3 +42,4 @@ class Call(msgspec.Struct, frozen=True):
     deadline: float = math.inf
     priority: int = 0  # 1 is the most urgent, 0 leaves it to the model's default
     trace: TraceContext | None = None
+    wished: bool = False  # whether the deadline is the caller's wish, or only a default

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from headrace.domain.errors import ModelLoadFailed
 from headrace.domain.models import ModelConfig, Signature, TensorSpec
 
@@ -80,7 +82,8 @@ def _narrow(
                 f"but the model has {list(actual.shape)} (-1 is any size)"
             )
             raise ModelLoadFailed(msg)
-        narrowed.append(spec)
+        shape = tuple(a if w == -1 else w for w, a in zip(spec.shape, actual.shape, strict=True))
+        narrowed.append(msgspec.structs.replace(spec, shape=shape))
     return tuple(narrowed)
 
 

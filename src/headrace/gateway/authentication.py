@@ -37,6 +37,12 @@ class TokenAuthentication:
             if not _SHA256.fullmatch(digest):
                 msg = f"authentication.tokens.{name}: expected 64 lower-case hexadecimal digits"
                 raise InvalidSettings(msg)
+        callers: dict[str, str] = {}
+        for name, digest in settings.tokens.items():
+            if digest in callers:
+                msg = f"authentication.tokens: {callers[digest]} and {name} have the same token"
+                raise InvalidSettings(msg)
+            callers[digest] = name
         self._principals = {d: Principal(name) for name, d in settings.tokens.items()}
         self._verified: dict[bytes, Principal] = {}
 

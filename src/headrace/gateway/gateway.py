@@ -101,6 +101,7 @@ class Gateway:
             call.received + timeout_s,
             priority,
             call.trace,
+            wish_s != math.inf,
         )
 
 

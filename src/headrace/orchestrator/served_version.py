@@ -56,6 +56,7 @@ class ServedVersion:
         self._outputs = [(spec.name, spec.datatype) for spec in self.signature.outputs]
         self._labels = {spec.name: spec.labels for spec in self.signature.outputs}
         self._max_timeout_s = config.max_timeout_s or math.inf
+        self._default_timeout_s = min(config.default_timeout_s or math.inf, self._max_timeout_s)
 
     @property
     def ready(self) -> bool:
@@ -68,7 +69,8 @@ class ServedVersion:
         content = request.content
         bound = self._check.bind(content)
         now = self._loop.time()
-        deadline = min(call.deadline, call.received + self._max_timeout_s)
+        limit_s = self._max_timeout_s if call.wished else self._default_timeout_s
+        deadline = min(call.deadline, call.received + limit_s)
         if deadline <= now:
             msg = "the deadline passed before the model was asked"
             raise DeadlineExceeded(msg)

@@ -32,7 +32,11 @@ def warm_up(executors: Sequence[Executor], source: ModelSource, *, times: Execut
     """
     rng = np.random.default_rng(0)
     for warmup in source.config.warmup:
-        inputs = _inputs(warmup, executors[0].max_batch_size, source.folder, rng)
+        limit = executors[0].max_batch_size
+        if limit and warmup.batch_size > limit:
+            msg = f"warm-up '{warmup.name}' has {warmup.batch_size} rows, the model takes {limit}"
+            raise ModelLoadFailed(msg)
+        inputs = _inputs(warmup, limit, source.folder, rng)
         for executor in executors:
             for _ in range(warmup.count):
                 try:

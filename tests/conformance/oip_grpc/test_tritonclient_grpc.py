@@ -442,11 +442,3 @@ def test_shared_memory_is_not_offered(client: InferenceServerClient) -> None:
     status, message = refusal(caught)
     assert status == "INVALID_ARGUMENT"
     assert message.startswith("'x': shared memory is not offered")
-
-
-def test_streams_are_not_offered_yet(client: InferenceServerClient) -> None:
-    answers: SimpleQueue[InferenceServerException] = SimpleQueue()
-    client.start_stream(lambda _, error: answers.put(error))
-    client.async_stream_infer("versions", [floats("x", 1)])
-    assert answers.get(timeout=10).status() == "StatusCode.UNIMPLEMENTED"
-    client.stop_stream(cancel_requests=True)

@@ -126,7 +126,6 @@ def test_what_was_loaded_before_is_not_what_a_changed_file_gives(write: Write) -
     assert answers == [[0, 4, 8], [0, 900, 1800]]
 
 
-@pytest.mark.xfail(strict=True, reason="python_model.py:_import: bytecode of the same second")
 def test_a_file_that_changed_within_a_second_is_read_anew(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,11 +253,6 @@ def test_a_configuration_that_contradicts_the_class_is_refused(
     assert reason in _refusal(write(_model(), **config))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, TypeError, pytest.fail.Exception),
-    reason="python_model.py:41: what the class declares is used before it is checked",
-)
 @pytest.mark.parametrize(
     "declaration",
     [
@@ -408,9 +402,6 @@ def test_an_answer_that_the_signature_does_not_promise_is_the_models_failure(
     assert reason in error.message
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="python_model.py:_output: numpy's error comes through"
-)
 @pytest.mark.parametrize(
     ("datatype", "answer"), [("FP32", "[[1.0], [2.0, 3.0]]"), ("BYTES", r"['\ud800']")]
 )
@@ -422,7 +413,6 @@ def test_an_answer_that_is_no_array_is_the_models_failure(
     assert isinstance(_error(executor), ModelFailed)
 
 
-@pytest.mark.xfail(strict=True, reason="python_model.py:_output: same_kind lets integers wrap")
 def test_an_integer_that_does_not_fit_is_the_models_failure(write: Write) -> None:
     spec = 'TensorSpec("y", "INT8", (-1,))'
     executor = _load(write(_model('return {"y": np.array([300])}', output=spec)))

@@ -99,7 +99,7 @@ async def test_a_request_over_the_platforms_bound_is_refused_with_a_hint_when_to
     queue.push(pending(level=1))
     queue.push(pending(level=2))
     refused = pending(level=3)
-    with pytest.raises(QueueFull, match="^Exceeds maximum queue size$") as caught:
+    with pytest.raises(QueueFull, match=r"^Exceeds maximum queue size$") as caught:
         queue.push(refused)
     assert caught.value.retry_after_s == 1.0
     assert refused not in list(queue)
