@@ -142,7 +142,7 @@ def token(name: str) -> None:
     The token is printed once and stored nowhere; the setting holds its SHA-256 only.
 
     \b
-    Example:
+    Examples:
       headrace token nightly-job
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
     secret = secrets.token_urlsafe(32)

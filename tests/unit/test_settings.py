@@ -83,7 +83,7 @@ def test_callers_of_the_file_and_of_the_environment_are_added_up(toml: Toml) -> 
     file = toml(f"[authentication.tokens]\nalice = '{DIGEST}'")
     environment = {"HEADRACE_AUTHENTICATION__TOKENS__BOB": "1" * 64}
     tokens = load(file, environment=environment).authentication.tokens
-    assert tokens == {"alice": DIGEST, "bob": "1" * 64}
+    assert tokens == {"alice": DIGEST, "BOB": "1" * 64}
 
 
 def test_reading_leaves_the_overrides_as_they_were() -> None:
@@ -161,7 +161,7 @@ def test_what_is_not_toml_is_refused(tmp_path: Path, data: bytes) -> None:
         ("GATEWAY__DEFAULT_TIMEOUT_S", "2.5", ("gateway", "default_timeout_s"), 2.5),
         ("LOG__LEVEL", "debug", ("log", "level"), "debug"),
         ("log__level", "debug", ("log", "level"), "debug"),
-        ("AUTHENTICATION__TOKENS__CI", DIGEST, ("authentication", "tokens"), {"ci": DIGEST}),
+        ("AUTHENTICATION__TOKENS__CI", DIGEST, ("authentication", "tokens"), {"CI": DIGEST}),
         (
             "AUTHENTICATION__TOKENS",
             f'{{"ci": "{DIGEST}"}}',
@@ -208,7 +208,7 @@ def test_other_variables_are_not_looked_at() -> None:
         ("SERVER", "1", " is a section; set a key of it: HEADRACE_SERVER__HOST"),
         ("SERVER__HTTP_PORT", "http", ": Expected `int`, got `str`"),
         ("SERVER__HTTP_PORT", "", ": Expected `int`, got `str`"),
-        ("SERVER__HTTP_PORT__X", "1", ": server.http_port.x is not a setting; "),
+        ("SERVER__HTTP_PORT__X", "1", ": server.http_port.x is not a setting: "),
         ("LOG__LEVEL", "loud", ": Invalid enum value 'loud'"),
         ("AUTHENTICATION__TOKENS", "alice", ": "),
         ("", "1", ":  is not a setting; "),

@@ -39,6 +39,7 @@ _DATATYPES: Final = {
 _FATAL: Final = 4  # log severity: its errors reach us as exceptions, with the same text
 #: Words of a run's failure that come from shapes; where clients choose shapes it is their mistake.
 _OF_SHAPES: Final = ("shape", "dimension", "broadcast", "axis", "axes")
+_OF_VALUES: Final = "out of data bounds"  # an index, as of a token, that the model does not have
 
 
 class OnnxLoader:
@@ -92,8 +93,9 @@ class OnnxExecutor:
             raise InvalidRequest(msg) from error
         except Exception as error:  # ONNX Runtime's own classes share no base but this
             text = _first_line(error)
-            if self._open_shapes and any(word in text.lower() for word in _OF_SHAPES):
-                msg = f"the model refuses these shapes: {text}"
+            shapes = self._open_shapes and any(word in text.lower() for word in _OF_SHAPES)
+            if shapes or _OF_VALUES in text:
+                msg = f"the model refuses the input: {text}"
                 raise InvalidRequest(msg) from error
             msg = f"the model failed: {text}"
             raise ModelFailed(msg) from error

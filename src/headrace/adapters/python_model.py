@@ -98,7 +98,7 @@ class PythonExecutor:
         """Tell the model that it is over, and with the last one forget its code."""
         try:
             self._model.unload()
-        except Exception:
+        except (Exception, SystemExit):
             _logger.exception("unload() of %s raised", type(self._model).__qualname__)
         self._module.leave()
 

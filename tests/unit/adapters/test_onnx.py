@@ -249,15 +249,34 @@ def test_an_input_that_does_not_fit_is_the_clients_mistake(
 def test_a_kernel_that_fails_is_the_models_failure(write: Write) -> None:
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
     shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 3])
-    data = _graph(
-        [node], [_value("x", "FP32", ("n", "k"))], [_value("y", "FP32", ("m", 3))], [shape]
-    )
+    data = _graph([node], [_value("x", "FP32", ("n", 4))], [_value("y", "FP32", ("m", 3))], [shape])
     executor = _load(write(data))
     error = _error(executor, x=np.ones((1, 4), np.float32))
     assert isinstance(error, ModelFailed)
     assert error.message.startswith("the model failed: ")
-    (answer,) = executor.run({"x": np.ones((1, 6), np.float32)})  # and works on
-    assert answer.shape == (2, 3)
+    (answer,) = executor.run({"x": np.ones((3, 4), np.float32)})  # and works on
+    assert answer.shape == (4, 3)
+
+
+def test_a_shape_that_no_kernel_takes_is_the_clients_mistake_where_clients_choose_shapes(
+    write: Write,
+) -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 3])
+    data = _graph(
+        [node], [_value("x", "FP32", ("n", "k"))], [_value("y", "FP32", ("m", 3))], [shape]
+    )
+    error = _error(_load(write(data)), x=np.ones((1, 4), np.float32))
+    assert isinstance(error, InvalidRequest)
+
+
+def test_an_index_beyond_the_table_is_the_clients_mistake(write: Write) -> None:
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    table = helper.make_tensor("table", TensorProto.FLOAT, [3, 1], [0.5, 1.5, 2.5])
+    data = _graph([node], [_value("x", "INT64", (1,))], [_value("y", "FP32", (1, 1))], [table])
+    error = _error(_load(write(data)), x=np.array([9], np.int64))
+    assert isinstance(error, InvalidRequest)
+    assert "out of data bounds" in error.message
 
 
 def test_an_input_that_is_missing_is_named(write: Write) -> None:
