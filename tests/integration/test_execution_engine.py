@@ -388,6 +388,21 @@ def test_instances_run_at_the_same_time(engine: Engine, pool: ThreadPoolExecutor
     assert sorted(data(each.result()) for each in asked) == [[10], [20], [30], [40]]
 
 
+def test_a_model_that_keeps_the_order_runs_one_batch_at_a_time(
+    engine: Engine, pool: ThreadPoolExecutor
+) -> None:
+    config = "instances = 2\n[batching]\npreserve_ordering = true\n"
+    model = engine.gated("ordered", config, max_batch_size=1)
+    with model.shut():
+        asked = [pool.submit(engine.ask, "ordered", 1)]
+        begun(model, [1])
+        for count, value in enumerate([2, 3], start=1):
+            asked.append(pool.submit(engine.ask, "ordered", value))
+            engine.await_queue("ordered", count)
+    assert [data(each.result()) for each in asked] == [[10], [20], [30]]
+    assert model.runs() == [[1], [2], [3]]
+
+
 # --- clients that go away
 
 

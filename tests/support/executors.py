@@ -53,6 +53,7 @@ class FakeExecutor:
         self.asked: list[Arrays] = []
         self.threads: list[int] = []
         self.closed = 0
+        self._ended = threading.Event()
 
     @property
     def values(self) -> list[list[float]]:
@@ -76,6 +77,11 @@ class FakeExecutor:
     def close(self) -> None:
         """See Executor.close."""
         self.closed += 1
+        self._ended.set()
+
+    async def ended(self) -> None:
+        """Wait until it is closed, by whatever thread."""
+        assert await asyncio.to_thread(self._ended.wait, _FOREVER_S)
 
 
 class GatedExecutor(FakeExecutor):

@@ -24,6 +24,7 @@ class Execution(msgspec.Struct):
     input_ns: int
     infer_ns: int
     output_ns: int
+    cpu_ns: int  # of the executor, on the calling thread: free of waits for the interpreter
 
 
 class BatchAxisMismatch(ModelFailed):
@@ -42,8 +43,10 @@ def execute(executor: Executor, requests: Sequence[Pending], rows: int) -> Execu
     else:
         inputs = merge([request.inputs for request in requests])
     merged = time.perf_counter_ns()
+    cpu_begun = time.thread_time_ns()
     try:
         outputs = executor.run(inputs)
+        cpu_ns = time.thread_time_ns() - cpu_begun
         ran = time.perf_counter_ns()
         if len(requests) == 1:
             if executor.max_batch_size:
@@ -56,8 +59,10 @@ def execute(executor: Executor, requests: Sequence[Pending], rows: int) -> Execu
             outcomes = [error]
         else:
             outcomes = [execute(executor, [r], r.rows).outcomes[0] for r in requests]
+        cpu_ns = time.thread_time_ns() - cpu_begun
         ran = time.perf_counter_ns()  # after the repetitions: the batch has cost them too
-    return Execution(outcomes, merged - begun, ran - merged, time.perf_counter_ns() - ran)
+    ended = time.perf_counter_ns()
+    return Execution(outcomes, merged - begun, ran - merged, ended - ran, cpu_ns)
 
 
 def merge(inputs: Sequence[Arrays]) -> Arrays:

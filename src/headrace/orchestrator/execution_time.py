@@ -1,11 +1,16 @@
-"""What a version's runs have cost so far, by batch size: the base of two decisions."""
+"""What a version's runs have cost so far, by batch size: the base of two decisions.
+
+Costs are processor time. On a busy machine the time on the clock tells of others' work: a run on a
+thread that waited for the interpreter would look long, and be kept on the thread for it.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-_WEIGHT: Final = 0.2  # of the newest observation
+_RISE: Final = 0.2  # weight of an observation over the average
+_FALL: Final = 0.5  # and of one below it: most of what rises is an interruption
 _GAIN: Final = 0.75  # a larger batch must cost less than this share per row to be worth forming
 _DECISIVE: Final = 3  # batches of 4 to 7 rows show what merging is worth
 _SIZES: Final = 24  # batches are told apart by the power of two below their rows
@@ -13,7 +18,7 @@ _LOOK_AGAIN: Final = 32  # runs after which a decision is made anew
 
 
 class ExecutionTime:
-    """Moving averages of a run's seconds, one for each power of two of rows.
+    """Moving averages of a run's processor seconds, one for each power of two of rows.
 
     `useful_rows` is how many rows are worth merging, or None where nothing is known. It is 1 for
     a model whose time grows with rows: there, merging only makes the first wait for the last.
@@ -35,8 +40,8 @@ class ExecutionTime:
         known = self._seconds[size]
         per_row = seconds / max(rows, 1)
         if known:
-            self._seconds[size] += _WEIGHT * (seconds - known)
-            self._per_row[size] += _WEIGHT * (per_row - self._per_row[size])
+            self._seconds[size] = _moved(known, seconds)
+            self._per_row[size] = _moved(self._per_row[size], per_row)
         else:
             self._seconds[size] = seconds
             self._per_row[size] = per_row
@@ -68,3 +73,8 @@ class ExecutionTime:
         if largest >= _DECISIVE and min(merged)[0] > _GAIN * single:
             return 1
         return 2 * self._most_rows
+
+
+def _moved(average: float, observed: float) -> float:
+    weight = _FALL if observed < average else _RISE
+    return average + weight * (observed - average)

@@ -76,4 +76,4 @@ class Instance:
         except BaseException as error:  # a panic in a Rust extension is no Exception
             _logger.exception("an executor of %s broke its contract", self._name)
             failure = ModelFailed(f"the executor failed: {type(error).__name__}")
-            return Execution([failure] * len(run.requests), 0, 0, 0)
+            return Execution([failure] * len(run.requests), 0, 0, 0, 0)

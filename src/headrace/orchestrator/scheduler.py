@@ -83,9 +83,7 @@ class Scheduler:
         if not self.suspect:
             return 0
         now = self._loop.time()
-        hung = sum(
-            instance.abandoned(now, self._hung_after(instance)) for instance in self._instances
-        )
+        hung = sum(instance.abandoned(now, self._hung_after()) for instance in self._instances)
         self.suspect = any(instance.run is not None for instance in self._instances)
         return hung
 
@@ -222,7 +220,7 @@ class Scheduler:
                 rows += request.rows
                 future.set_result(outcome)
         if sound:
-            self.times.observe(run.rows, execution.infer_ns / 1e9)
+            self.times.observe(run.rows, execution.cpu_ns / 1e9)
         self._record(run, execution, succeeded=succeeded, failed=failed, rows=rows, waited_s=waited)
         if self.queue and not self._scheduled:
             self._scheduled = True
@@ -289,9 +287,8 @@ class Scheduler:
             self.statistics.fail.add(int((self._loop.time() - request.enqueued) * 1e9))
             request.future.set_exception(error)
 
-    def _hung_after(self, instance: Instance) -> float:
-        usual = self.times.predict(instance.run.rows) if instance.run is not None else 0.0
-        return max(_HUNG_AFTER_S, _HUNG_FACTOR * usual if usual != math.inf else 0.0)
+    def _hung_after(self) -> float:
+        return max(_HUNG_AFTER_S, _HUNG_FACTOR * self.statistics.usual_run_s)
 
     def _notify_drained(self) -> None:
         waiters, self._drained = self._drained, []

@@ -46,6 +46,11 @@ class VersionStatistics(msgspec.Struct):
     compute_output: Duration = msgspec.field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = {}
 
+    @property
+    def usual_run_s(self) -> float:
+        """Mean seconds of a run's inference, by the successful requests; 0 before the first."""
+        return self.compute_infer.ns / 1e9 / self.compute_infer.count if self.success.count else 0.0
+
     def add_run(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one run of a batch."""
         self.execution_count += 1

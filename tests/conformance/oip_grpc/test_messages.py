@@ -91,7 +91,9 @@ def test_typed_contents_are_taken_and_answered_raw(
     channel: grpc.Channel, datatype: str, field: str, elements: list[Any], dtype: str
 ) -> None:
     model = f"identity_{datatype.lower()}"
-    response = infer(channel, request(model, datatype, **{field: elements}))
+    asked = request(model, datatype)
+    getattr(asked.inputs[0].contents, field).extend(elements)
+    response = infer(channel, asked)
     (raw,) = response.raw_output_contents
     assert np.frombuffer(raw, dtype).tolist() == elements
     (output,) = response.outputs
@@ -173,8 +175,10 @@ MISFITS: Final[dict[str, tuple[ModelInferRequest | bytes, str]]] = {
     ),
     "overflowing shape": (
         request(shape=[16, 2**60 + 2], raw=bytes(128)),
-        "input 'x' has 128 bytes of data, "
-        f"but FP32 of shape [16, {2**60 + 2}] takes {64 * (2**60 + 2)}",
+        (
+            "input 'x' has 128 bytes of data, "
+            f"but FP32 of shape [16, {2**60 + 2}] takes {64 * (2**60 + 2)}"
+        ),
     ),
     "vast and empty shape": (
         request(shape=[0, 2**62, 2**62], raw=b""),
@@ -182,8 +186,10 @@ MISFITS: Final[dict[str, tuple[ModelInferRequest | bytes, str]]] = {
     ),
     "illegal model name": (
         request("../etc"),
-        "model name '../etc' is not allowed: it must be 1 to 128 letters, digits, '.', '_' or "
-        "'-', starting with a letter or digit",
+        (
+            "model name '../etc' is not allowed: it must be 1 to 128 letters, digits, '.', '_' or "
+            "'-', starting with a letter or digit"
+        ),
     ),
     "no message": (
         b"\xff\xff\xff\xff",

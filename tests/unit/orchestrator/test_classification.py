@@ -87,9 +87,14 @@ def test_an_output_without_highest_values_is_refused(datatype: str, dtype: str) 
     assert caught.value.message == f"output 'scores' is {datatype} and cannot be classified"
 
 
+_DTYPES: st.SearchStrategy[np.dtype[Any]] = st.sampled_from(
+    [np.dtype(c) for c in ("f4", "i8", "u1")]
+)
+
+
 @given(
     table=npst.arrays(
-        st.sampled_from([np.dtype("f4"), np.dtype("i8"), np.dtype("u1")]),
+        _DTYPES,
         st.tuples(st.integers(1, 4), st.integers(1, 6)),
         elements={"allow_nan": False},
     ),

@@ -152,7 +152,9 @@ class _Ticks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0
-        clock = types.SimpleNamespace(perf_counter_ns=lambda: self.now)
+        clock = types.SimpleNamespace(
+            perf_counter_ns=lambda: self.now, thread_time_ns=lambda: self.now
+        )
         monkeypatch.setattr(execution, "time", clock)
 
     def taking(self, ns: int, executor: FakeExecutor) -> FakeExecutor:

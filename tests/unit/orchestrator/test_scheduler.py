@@ -248,7 +248,8 @@ async def test_a_model_that_suddenly_takes_long_leaves_the_loop_after_one_run(
         now_ns += 1_000_000_000
         return plus(1)(inputs)
 
-    monkeypatch.setattr(execution, "time", types.SimpleNamespace(perf_counter_ns=lambda: now_ns))
+    clock = types.SimpleNamespace(perf_counter_ns=lambda: now_ns, thread_time_ns=lambda: now_ns)
+    monkeypatch.setattr(execution, "time", clock)
     executor = FakeExecutor(slow, bounded=True)
     stage = Stage(executor)
     stage.scheduler.times.observe(1, 0.0001)
@@ -258,7 +259,7 @@ async def test_a_model_that_suddenly_takes_long_leaves_the_loop_after_one_run(
 
 
 async def test_what_failed_fast_does_not_count_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = types.SimpleNamespace(perf_counter_ns=lambda: 5)
+    clock = types.SimpleNamespace(perf_counter_ns=lambda: 5, thread_time_ns=lambda: 5)
     monkeypatch.setattr(execution, "time", clock)
     stage = Stage(FakeExecutor(failing(InvalidRequest("no"))))
     stage.scheduler.times.observe(1, 1.0)
@@ -650,7 +651,9 @@ async def test_an_instance_that_somebody_still_waits_for_does_not_hang() -> None
 async def test_a_model_that_usually_takes_long_is_given_ten_times_as_long() -> None:
     executor = GatedExecutor()
     stage = Stage(executor)
-    stage.scheduler.times.observe(1, 2.0)
+    stage.scheduler.statistics.add_success(
+        1, rows=1, queue_ns=0, input_ns=0, infer_ns=2_000_000_000, output_ns=0
+    )
     task = stage.send(1, within_s=0.5)
     await executor.begun()
     stage.clock.advance(20.0)

@@ -67,7 +67,7 @@ class House:
         received: float = START,
         deadline: float = math.inf,
         priority: int = 0,
-        id: str = "",  # noqa: A002 - the wire's own name
+        id: str = "",
     ) -> InferResponse:
         tensor = Tensor("x", "FP32", np.array([[v] for v in values], dtype=np.float32))
         content = InferContent([tensor], id, parameters or {}, outputs)
@@ -144,9 +144,9 @@ async def test_a_model_without_a_batch_axis_runs_one_request_at_a_time() -> None
 
 async def test_a_request_whose_deadline_has_passed_is_not_queued() -> None:
     house = House()
-    for late in ({"deadline": START}, {"deadline": START - 5}):
+    for deadline in (START, START - 5):
         with pytest.raises(DeadlineExceeded, match="before the model was asked"):
-            await house.infer(1, **late)
+            await house.infer(1, deadline=deadline)
     assert house.executor.asked == []
 
 

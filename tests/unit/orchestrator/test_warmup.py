@@ -105,7 +105,7 @@ def test_data_that_is_missing_or_of_another_size_refuses_the_version(
     (tmp_path / "warmup").mkdir()
     if content is not None:
         (tmp_path / "warmup" / "x.bin").write_bytes(content)
-    with pytest.raises(ModelLoadFailed, match="^warm-up data for input 'x': "):
+    with pytest.raises(ModelLoadFailed, match=r"^warm-up data for input 'x': "):
         _warmed(_warmup(fill="file", data_file="x.bin"), folder=tmp_path)
 
 

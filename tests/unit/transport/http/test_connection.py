@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -162,10 +163,10 @@ async def test_nothing_is_read_while_a_request_waits_behind_another(
 
 
 async def test_a_control_request_waits_for_the_one_before(wire: Wire, model: Model) -> None:
-    async def app(scope: object, receive: object, send: object) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         del scope, receive
-        await send({"type": "http.response.start", "status": 202, "headers": []})  # type: ignore[operator]
-        await send({"type": "http.response.body", "body": b"control"})  # type: ignore[operator]
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+        await send({"type": "http.response.body", "body": b"control"})
 
     wire.application.asgi = app
     model.held = True
@@ -328,7 +329,7 @@ TOO_LARGE = b"x" * (LIMITS.max_body_bytes + 1)
             [get(HOT, *[f"{'X' * 7}{n}: {'a' * 99}" for n in range(20)])],
         ),
         (431, b"200 headers", [get(HOT, *[f"X{n}: a" for n in range(200)])]),
-        (431, b"200 headers", [get(HOT, *["X: a" for _ in range(200)])]),
+        (431, b"200 headers", [get(HOT, *["X: a" for _ in range(250)])]),
         (431, b"limit of 2000 bytes", [b"GET /hot HTTP/1.1\r\nX: ", *[b"a" * 500] * 5]),
         (431, b"limit of 2000 bytes", [chunked(HOT)[:-2], b"X: ", *[b"a" * 500] * 5]),
     ],
@@ -483,10 +484,10 @@ async def test_a_head_that_does_not_end_is_a_408(wire: Wire) -> None:
 
 @pytest.mark.parametrize("target", [HOT, "/control"])
 async def test_a_body_that_does_not_end_is_a_408(wire: Wire, target: str) -> None:
-    async def reading(scope: object, receive: object, send: object) -> None:
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
         del scope, send
         while True:
-            await receive()  # type: ignore[operator]
+            await receive()
 
     wire.application.asgi = reading
     wire.send(post(target, b"x" * 900)[:-900])
@@ -543,10 +544,9 @@ async def test_a_client_that_takes_little_is_not_cut_off(wire: Wire) -> None:
     wire.transport.stall()
     wire.send(post(HOT, b"x" * 500))
     for _ in range(5):
-        wire.wait(61)
         wire.transport.take(10)
+        wire.wait(61)
     assert not wire.transport.aborted
-    wire.wait(61)
     wire.wait(61)
     assert wire.transport.aborted
 
