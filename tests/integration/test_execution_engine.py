@@ -768,19 +768,22 @@ def test_a_changed_file_is_loaded_without_a_failed_request(engine: Engine) -> No
     assert in_turn(answers) == [1, 2, 3, 4]
 
 
-def test_a_request_in_flight_is_finished_by_the_version_that_took_it(
+def test_requests_in_flight_are_finished_by_the_version_that_took_them(
     engine: Engine, pool: ThreadPoolExecutor
 ) -> None:
     model = engine.gated("replaced", max_batch_size=1)
     with model.shut():
-        old = pool.submit(engine.ask, "replaced", 1)
+        running = pool.submit(engine.ask, "replaced", 1)
         begun(model, [1])
+        queued = pool.submit(engine.ask, "replaced", 2)
+        engine.await_queue("replaced", 1)
         assert engine.load("replaced").status == 200
-        assert not old.done()
-        new = pool.submit(engine.ask, "replaced", 2)
-        begun(model, [1], [2])  # on the new one, beside the old one
-    assert (data(old.result()), data(new.result())) == ([10], [20])
-    eventually(lambda: model.events() == ["load", [1], "load", [2], "unload"])
+        new = pool.submit(engine.ask, "replaced", 3)
+        begun(model, [1], [3])  # on the new one, beside the old one
+        assert not running.done()
+        assert not queued.done()
+    assert [data(each.result()) for each in (running, queued, new)] == [[10], [20], [30]]
+    eventually(lambda: model.events() == ["load", [1], "load", [3], [2], "unload"])
 
 
 def test_polling_finds_changed_files_without_a_failed_request(polling: Engine) -> None:
@@ -815,19 +818,14 @@ def test_a_new_version_that_cannot_be_loaded_does_not_displace_the_old(polling: 
     assert in_turn(answers) == [1]
 
 
-@pytest.mark.parametrize(
-    ("file", "content"), [("1/model.onnx", "no model"), ("config.toml", "max_batch_sice = 2\n")]
-)
-def test_a_change_that_cannot_be_loaded_leaves_what_worked(
-    polling: Engine, file: str, content: str
-) -> None:
-    name = f"spoilt-{file.rpartition('.')[2]}"
-    plus(polling.root, name, amount=1)
-    eventually(lambda: polling.ready(name) == 200)
-    with hammered(polling.server, name) as answers:
-        place(polling.root, polling.root / name / file, content)
-        eventually(lambda: any(reason for _, reason in polling.index(name).values()))
-        assert polling.load(name).status == 400
+def test_a_changed_file_that_cannot_be_loaded_leaves_what_worked(polling: Engine) -> None:
+    plus(polling.root, "spoilt", amount=1)
+    eventually(lambda: polling.ready("spoilt") == 200)
+    with hammered(polling.server, "spoilt") as answers:
+        corrupt(polling.root, "spoilt")
+        eventually(lambda: "cannot be loaded" in polling.index("spoilt")["1"][1])
+        assert polling.index("spoilt")["1"][0] == "READY"
+        assert polling.load("spoilt").status == 400
     assert in_turn(answers) == [1]
 
 
@@ -877,11 +875,14 @@ def test_an_unload_is_done_even_if_who_asked_for_it_goes_away(
     with model.shut():
         running = pool.submit(engine.ask, "abandoned", 1)
         begun(model, [1])
+        queued = pool.submit(engine.ask, "abandoned", 2)
+        engine.await_queue("abandoned", 1)
         with post(engine.server, "/v2/repository/models/abandoned/unload"):
             eventually(lambda: engine.ready("abandoned") == 404)
-        assert not running.done()
-    assert data(running.result()) == [10]
-    eventually(lambda: model.events() == ["load", [1], "unload"])
+        # the platform has seen it go: two that wait for answers are left, and the one that counts
+        eventually(lambda: engine.metric("headrace_http_connections") == 3)
+    assert (data(running.result()), data(queued.result())) == ([10], [20])
+    eventually(lambda: model.events() == ["load", [1], [2], "unload"])
     assert engine.index("abandoned") == {"": ("UNAVAILABLE", "unloaded")}
     assert engine.load("abandoned").status == 200
 

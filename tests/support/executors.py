@@ -67,7 +67,7 @@ class FakeExecutor:
             raise ModelFailed(msg)
         for spec in self.signature.inputs:
             array = inputs.get(spec.name)
-            if array is None or array.ndim != len(spec.shape):
+            if array is None or not _fits(array.shape, spec.shape):
                 msg = f"the model refuses the input: '{spec.name}'"
                 raise InvalidRequest(msg)
         self.threads.append(threading.get_ident())
@@ -82,6 +82,12 @@ class FakeExecutor:
     async def ended(self) -> None:
         """Wait until it is closed, by whatever thread."""
         assert await asyncio.to_thread(self._ended.wait, _FOREVER_S)
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(
+        w in {-1, size} for size, w in zip(shape, wanted, strict=True)
+    )
 
 
 class GatedExecutor(FakeExecutor):
@@ -158,7 +164,11 @@ class FakeLoader:
         if hold := self._holds.pop(key, None):
             hold.wait()
         planned = self._next.get(key)
-        made: Made = planned.pop(0) if planned else [FakeExecutor(plus(len(self.executors) + 1))]
+        made: Made = (
+            planned.pop(0)
+            if planned
+            else [FakeExecutor(plus(len(self.loaded))) for _ in range(source.config.instances)]
+        )
         if isinstance(made, BaseException):
             raise made
         self.executors.extend(made)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -26,7 +25,6 @@ from headrace.orchestrator.statistics import VersionStatistics
 from headrace.ports.executor import Executor
 
 _INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a thread and back
-_PAUSE_S: Final = 0.00005
 _HUNG_AFTER_S: Final = 1.0
 _HUNG_FACTOR: Final = 10.0  # ... and this many times the usual time of a run
 _RETRY_AFTER_S: Final = 1.0
@@ -65,7 +63,7 @@ class Scheduler:
         self._bounded = all(executor.bounded for executor in executors)
         self._scheduled = False
         self._last_run = 0  # requests of the run that ended last
-        self._last_end = 0.0  # when that was, on the monotonic clock
+        self._same_turn = False  # a run began at once in this turn of the loop
         self._delay: asyncio.TimerHandle | None = None
         self._unarmed: list[Pending] = []
         self._in_flight = 0
@@ -98,6 +96,8 @@ class Scheduler:
         self._unarmed.append(request)
         if not self._scheduled:
             if self._alone(request):
+                self._same_turn = True
+                self._loop.call_soon(self._end_turn)
                 self._dispatch()
             else:  # every request that this turn of the loop reads joins the batch
                 self._scheduled = True
@@ -136,17 +136,20 @@ class Scheduler:
     def _alone(self, request: Pending) -> bool:
         """Whether a short run can begin at once, since nobody else seems to be asking.
 
-        So it is after a run for a single request and a pause that requests read in one turn of
-        the loop do not leave between them.
+        So it is after a run for a single request, once in a turn of the loop: the next request
+        of the same turn, if there is one, waits for those behind it.
         """
         return (
             self._last_run == 1
-            and time.monotonic() - self._last_end > _PAUSE_S
+            and not self._same_turn
             and len(self.queue) == 1
             and bool(self._idle)
             and self._bounded
             and self.times.predict(request.rows) < _INLINE_BELOW_S
         )
+
+    def _end_turn(self) -> None:
+        self._same_turn = False
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -198,7 +201,7 @@ class Scheduler:
         """Hand the outcomes to those who still wait, and count these; the others were counted."""
         instance.run = None
         self._idle.append(instance)
-        self._last_run, self._last_end = len(run.requests), time.monotonic()
+        self._last_run = len(run.requests)
         since = instance.since
         observe_wait = self._metrics.queue_seconds.observe
         waited = 0.0  # together, by those that succeeded

@@ -19,12 +19,39 @@ from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.pending import BatchKey, Pending
 from headrace.orchestrator.scheduler import Scheduler
 from headrace.orchestrator.settings import OrchestratorSettings
-from headrace.ports.executor import Executor, ModelSource
+from headrace.ports.executor import Arrays, Executor, ModelSource
 from headrace.ports.repository import FoundModel, FoundVersion
 from headrace.telemetry.metrics import Metrics
-from tests.support.executors import FakeLoader
+from tests.support.executors import Answer, FakeLoader
 
 START = 1000.0
+
+
+class Ticks:
+    """A stand-in for the module `time`, in which time passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 500.0
+        self.cpu_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now_s * 1e9)
+
+    def thread_time_ns(self) -> int:
+        return round(self.cpu_s * 1e9)
+
+    def taking(self, seconds: float, answer: Answer, *, cpu_s: float | None = None) -> Answer:
+        """An executor's answer that takes so long; `cpu_s` of it, or all, in the processor."""
+
+        def slow(inputs: Arrays) -> Sequence[Array]:
+            self.now_s += seconds
+            self.cpu_s += seconds if cpu_s is None else cpu_s
+            return answer(inputs)
+
+        return slow
 
 
 async def turns(count: int = 8) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from headrace.orchestrator.execution import BatchAxisMismatch, Outcome, execute,
 from headrace.orchestrator.pending import Pending
 from headrace.ports.executor import Arrays
 from tests.support.executors import FakeExecutor, failing, plus
-from tests.unit.orchestrator.stage import pending, values
+from tests.unit.orchestrator.stage import Ticks, pending, values
 
 
 def _values(outcome: Outcome) -> list[float]:
@@ -147,38 +146,30 @@ async def test_what_is_no_error_of_ours_is_left_to_the_caller() -> None:
 # Times
 
 
-class _Ticks:
-    """Nanoseconds that pass only while a model runs."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0
-        clock = types.SimpleNamespace(
-            perf_counter_ns=lambda: self.now, thread_time_ns=lambda: self.now
-        )
-        monkeypatch.setattr(execution, "time", clock)
-
-    def taking(self, ns: int, executor: FakeExecutor) -> FakeExecutor:
-        answer = executor.answer
-
-        def slow(inputs: Arrays) -> Sequence[Array]:
-            self.now += ns
-            return answer(inputs)
-
-        executor.answer = slow
-        return executor
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr(execution, "time", ticks)
+    return ticks
 
 
-async def test_the_time_of_a_run_is_the_executors(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = _Ticks(monkeypatch).taking(70, FakeExecutor())
+async def test_the_time_of_a_run_is_the_executors(ticks: Ticks) -> None:
+    executor = FakeExecutor(ticks.taking(7.0, plus(1), cpu_s=2.0))
     done = execute(executor, [pending(1), pending(2)], 2)
-    assert (done.input_ns, done.infer_ns, done.output_ns) == (0, 70, 0)
+    assert (done.input_ns, done.infer_ns, done.output_ns) == (0, 7_000_000_000, 0)
+    assert done.cpu_ns == 2_000_000_000
 
 
-async def test_the_time_of_a_failing_batch_includes_its_repetitions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    executor = _Ticks(monkeypatch).taking(
-        70, FakeExecutor(failing(ModelFailed("no 2, please"), at=2))
-    )
+async def test_the_time_of_a_failing_batch_includes_its_repetitions(ticks: Ticks) -> None:
+    error = ModelFailed("no 2, please")
+    executor = FakeExecutor(ticks.taking(7.0, failing(error, at=2), cpu_s=2.0))
     done = execute(executor, [pending(1), pending(2)], 2)
-    assert done.infer_ns == 210
+    assert done.infer_ns == 21_000_000_000
+    assert done.cpu_ns == 6_000_000_000
+
+
+async def test_the_time_of_a_batch_that_lost_rows_includes_its_repetitions(ticks: Ticks) -> None:
+    executor = FakeExecutor(ticks.taking(7.0, _first_row_only, cpu_s=2.0))
+    done = execute(executor, [pending(1), pending(2)], 2)
+    assert done.infer_ns == 21_000_000_000
+    assert done.cpu_ns == 6_000_000_000

@@ -113,13 +113,11 @@ async def test_an_instance_closes_its_executor_once_its_work_is_done() -> None:
     watched = Watched(executor)
     watched.instance.run_on_thread(_run())
     await executor.begun()
-    thread = next(t for t in threading.enumerate() if t.ident == executor.threads[0])
     watched.instance.close()
     assert executor.closed == 0
     executor.release()
     await watched.reported.get()
-    await asyncio.to_thread(thread.join)
-    assert executor.closed == 1
+    await executor.ended()
 
 
 async def test_an_instance_is_abandoned_once_nobody_waits_for_its_long_run() -> None:

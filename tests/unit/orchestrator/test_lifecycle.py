@@ -586,18 +586,20 @@ async def test_polling_leaves_a_model_with_a_configuration_from_the_request_alon
 
 
 async def test_a_poll_that_waits_for_such_a_load_does_not_undo_it() -> None:
-    house = await _loaded()
-    house.repository.put("m", {"1": "b"})
-    hold = house.loader.hold("m", "1")
+    house = await _loaded(a={"1": "a"}, m={"1": "a"})
+    house.repository.put("a", {"1": "b"})
+    before, of_request = house.loader.hold("a", "1"), house.loader.hold("m", "1")
     loop = asyncio.get_running_loop()
-    loading = loop.create_task(house.models.load("m", config_json=b"{}"))
-    await hold.begun()
-    house.repository.put("m", {"1": "c"})
     polling = loop.create_task(house.models.poll())
-    await turns(50)
-    hold.release()
+    await before.begun()
+    loading = loop.create_task(house.models.load("m", config_json=b"{}"))
+    await of_request.begun()
+    house.repository.put("m", {"1": "b"})
+    before.release()
+    await house.loader.executors[0].ended()  # by then the poll has come to m
+    of_request.release()
     await asyncio.gather(loading, polling)
-    assert await _amount(house.models) == 2
+    assert house.loader.loaded.count(("m", "1")) == 2
 
 
 # Unloading

@@ -4,7 +4,6 @@ import asyncio
 import math
 import random
 import threading
-import types
 from collections.abc import Sequence
 
 import pytest
@@ -23,7 +22,7 @@ from headrace.domain.tensors import Array
 from headrace.orchestrator import execution
 from headrace.ports.executor import Arrays
 from tests.support.executors import FakeExecutor, GatedExecutor, failing, plus
-from tests.unit.orchestrator.stage import NOTHING, Stage, turns, values
+from tests.unit.orchestrator.stage import NOTHING, Stage, Ticks, turns, values
 
 HERE = threading.get_ident()
 
@@ -238,19 +237,17 @@ async def test_a_large_batch_is_judged_by_its_own_time() -> None:
     assert executor.threads[0] != HERE
 
 
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr(execution, "time", ticks)
+    return ticks
+
+
 async def test_a_model_that_suddenly_takes_long_leaves_the_loop_after_one_run(
-    monkeypatch: pytest.MonkeyPatch,
+    ticks: Ticks,
 ) -> None:
-    now_ns = 0
-
-    def slow(inputs: Arrays) -> Sequence[Array]:
-        nonlocal now_ns
-        now_ns += 1_000_000_000
-        return plus(1)(inputs)
-
-    clock = types.SimpleNamespace(perf_counter_ns=lambda: now_ns, thread_time_ns=lambda: now_ns)
-    monkeypatch.setattr(execution, "time", clock)
-    executor = FakeExecutor(slow, bounded=True)
+    executor = FakeExecutor(ticks.taking(1.0, plus(1)), bounded=True)
     stage = Stage(executor)
     stage.scheduler.times.observe(1, 0.0001)
     for i in range(3):
@@ -258,10 +255,17 @@ async def test_a_model_that_suddenly_takes_long_leaves_the_loop_after_one_run(
     assert [thread == HERE for thread in executor.threads] == [True, False, False]
 
 
-async def test_what_failed_fast_does_not_count_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = types.SimpleNamespace(perf_counter_ns=lambda: 5, thread_time_ns=lambda: 5)
-    monkeypatch.setattr(execution, "time", clock)
-    stage = Stage(FakeExecutor(failing(InvalidRequest("no"))))
+async def test_a_wait_for_the_processor_makes_no_run_long(ticks: Ticks) -> None:
+    executor = FakeExecutor(ticks.taking(1.0, plus(1), cpu_s=0.0001), bounded=True)
+    stage = Stage(executor)
+    stage.scheduler.times.observe(1, 0.0001)
+    for i in range(3):
+        await _outcomes(stage.send(i))
+    assert executor.threads == [HERE] * 3
+
+
+async def test_what_failed_fast_does_not_count_as_fast(ticks: Ticks) -> None:
+    stage = Stage(FakeExecutor(ticks.taking(0.001, failing(InvalidRequest("no")))))
     stage.scheduler.times.observe(1, 1.0)
     await _outcomes(stage.send(1))
     assert stage.scheduler.times.predict(1) == 1.0
@@ -280,6 +284,81 @@ async def test_between_two_runs_on_the_loop_the_loop_turns() -> None:
         made.append(len(executor.asked))
     assert set(made) >= {1, 2, 3}
     assert await _outcomes(*tasks) == [[1], [2], [3]]
+
+
+# A request that comes alone
+
+
+class Lone:
+    """A stage whose model is short, and whose runs are known to be short."""
+
+    def __init__(self, ticks: Ticks) -> None:
+        self.ticks = ticks
+        self.executor = FakeExecutor(ticks.taking(0.0001, plus(1)), bounded=True)
+        self.stage = Stage(self.executor)
+        for rows in (1, 2):
+            self.stage.scheduler.times.observe(rows, 0.0001)
+
+    async def asked(self, count: int) -> None:
+        """Have `count` requests answered, in one run."""
+        await _outcomes(*[self.stage.send(0) for _ in range(count)])
+        assert len(self.executor.asked) == 1
+        self.executor.asked.clear()
+
+    async def together(self) -> list[list[float]]:
+        """The runs of two requests that reach the scheduler in one turn of the loop."""
+        await _outcomes(self.stage.send(1), self.stage.send(2))
+        assert self.stage.left_over == NOTHING
+        return self.executor.values
+
+
+async def test_a_request_after_a_lone_one_runs_at_once(ticks: Ticks) -> None:
+    lone = Lone(ticks)
+    await lone.asked(1)
+    task = lone.stage.send(1)
+    await asyncio.sleep(0)
+    assert task.done()
+    assert await _outcomes(task) == [[2]]
+    assert lone.stage.left_over == NOTHING
+
+
+async def test_a_request_that_comes_alone_and_late_is_not_run(ticks: Ticks) -> None:
+    lone = Lone(ticks)
+    await lone.asked(1)
+    (outcome,) = await _outcomes(lone.stage.send(1, within_s=0.0))
+    assert isinstance(outcome, DeadlineExceeded)
+    assert lone.executor.asked == []
+    assert lone.stage.left_over == NOTHING
+
+
+async def test_the_first_request_waits_for_company(ticks: Ticks) -> None:
+    assert await Lone(ticks).together() == [[1, 2]]
+
+
+async def test_of_the_requests_of_one_turn_only_the_first_runs_at_once(ticks: Ticks) -> None:
+    lone = Lone(ticks)
+    await lone.asked(1)
+    await _outcomes(*[lone.stage.send(i) for i in range(3)])
+    assert lone.executor.values == [[0], [1, 2]]
+    assert lone.stage.left_over == NOTHING
+
+
+async def test_a_request_after_a_batch_waits_for_company(ticks: Ticks) -> None:
+    lone = Lone(ticks)
+    await lone.asked(2)
+    assert await lone.together() == [[1, 2]]
+
+
+async def test_a_request_that_would_need_a_thread_waits_for_company(ticks: Ticks) -> None:
+    lone = Lone(ticks)
+    await lone.asked(1)
+    for _ in range(100):
+        lone.stage.scheduler.times.observe(1, 1.0)
+    task = lone.stage.send(1)
+    await asyncio.sleep(0)
+    assert lone.stage.clock.armed == []
+    assert len(lone.stage.scheduler.queue) == 1
+    assert await _outcomes(task) == [[2]]
 
 
 # Several instances
@@ -618,19 +697,19 @@ async def test_a_cancelled_delayed_request_leaves_the_queue() -> None:
 async def test_an_instance_that_works_for_nobody_is_hung_until_it_comes_back() -> None:
     executor = GatedExecutor()
     stage = Stage(executor)
-    scheduler = stage.scheduler
+    hanging = stage.scheduler
     task = stage.send(1, within_s=0.5)
     await executor.begun()
-    assert (scheduler.suspect, scheduler.hung) == (False, 0)
+    assert (hanging.suspect, hanging.hung) == (False, 0)
     stage.clock.advance(0.5)
     await _outcomes(task)
-    assert (scheduler.suspect, scheduler.hung) == (True, 0)
+    assert (hanging.suspect, hanging.hung) == (True, 0)
     stage.clock.advance(0.6)
-    assert scheduler.hung == 1
+    assert hanging.hung == 1
     executor.release()
     await stage.clock.heard.get()
-    assert scheduler.hung == 0
-    assert not scheduler.suspect
+    assert hanging.hung == 0
+    assert not hanging.suspect
     executor.release()
     assert await _outcomes(stage.send(2)) == [[3]]
 
@@ -737,9 +816,7 @@ async def test_closing_closes_every_executor_once() -> None:
     stage = Stage(unused, used)
     await _outcomes(stage.send(1))
     stage.scheduler.close()
-    for thread in threading.enumerate():
-        if thread.ident in used.threads:
-            await asyncio.to_thread(thread.join)
+    await used.ended()
     assert [used.closed, unused.closed] == [1, 1]
 
 
