@@ -158,7 +158,12 @@ class ControlWire:
         if config is not None and not isinstance(config, str):
             msg = "parameters.config: expected a string with the configuration in JSON"
             raise InvalidRequest(msg)
-        await self._models.load(name, config_json=None if config is None else config.encode())
+        try:
+            config_json = None if config is None else config.encode()
+        except UnicodeEncodeError:
+            msg = "parameters.config holds a lone surrogate, which is not text"
+            raise InvalidRequest(msg) from None
+        await self._models.load(name, config_json=config_json)
         return Response()
 
     async def _unload(self, request: Request) -> Response:

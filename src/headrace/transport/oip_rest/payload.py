@@ -28,15 +28,17 @@ from headrace.transport.oip_rest.tensor_json import from_json
 
 _MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
+_MAX_NAME: Final = 1024  # of a tensor, in characters: messages repeat it
 _NOTHING: Final = memoryview(b"")
 
-_Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=_MAX_NAME)]
 _Shape: TypeAlias = Annotated[list[_Axis], msgspec.Meta(max_length=_MAX_AXES)]
 _Parameters: TypeAlias = dict[str, bool | int | float | str]
 
 
 class _Input(msgspec.Struct, gc=False):
-    name: str
+    name: _Name
     shape: _Shape
     datatype: str
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -44,7 +46,7 @@ class _Input(msgspec.Struct, gc=False):
 
 
 class _Output(msgspec.Struct, gc=False):
-    name: str
+    name: _Name
     parameters: _Parameters | msgspec.UnsetType = msgspec.UNSET
 
 

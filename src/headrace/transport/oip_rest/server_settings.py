@@ -131,6 +131,9 @@ class LogLevel:
             if key == "log_format" and value not in {"default", "ISO8601"}:
                 msg = "log_format: expected default or ISO8601"
                 raise InvalidRequest(msg)
+            if key == "log_verbose_level" and value < 0:
+                msg = "log_verbose_level: expected a whole number >= 0"
+                raise InvalidRequest(msg)
             merged[key] = value
         self._settings = merged
         logging.getLogger().setLevel(_level(merged))

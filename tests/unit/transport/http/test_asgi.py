@@ -58,6 +58,10 @@ class App:
             self._end.set_exception(error)
         await settle()
 
+    def stop(self) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
     async def receive(self) -> Message:
         assert self._receive is not None
         return await self._receive()
@@ -97,8 +101,8 @@ async def wire(app: App) -> AsyncIterator[Wire]:
     limits = msgspec.structs.replace(LIMITS, max_body_bytes=2_000_000)
     async with asyncio.TaskGroup() as tasks:
         loop = asyncio.get_running_loop()
-        yield (made := Wire(application, loop=loop, tasks=tasks, limits=limits))
-        made.hang_up()  # ends what a test left running
+        yield Wire(application, loop=loop, tasks=tasks, limits=limits)
+        app.stop()  # what a test left running
 
 
 async def ask(wire: Wire, data: bytes) -> None:
