@@ -11,12 +11,12 @@ import enum
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
 from headrace.transport.http.asgi import AsgiExchange
-from headrace.transport.http.drive import Drive
+from headrace.transport.http.exchanges import Exchange, HandlerExchange, Refusal
 from headrace.transport.http.messages import (
     STATUS_LINES,
     Handler,
@@ -50,58 +50,6 @@ _IDLE: Final = Phase.IDLE
 _HEAD: Final = Phase.HEAD
 _BODY: Final = Phase.BODY
 _DEAF: Final = Phase.DEAF
-
-
-class Exchange(Protocol):
-    """One request and its answer."""
-
-    keep_alive: bool
-
-    def start(self) -> None:
-        """Begin; the connection gives its answers strictly in order."""
-
-    def cancel(self) -> None:
-        """The client is gone: stop, or never start, and release what was taken."""
-
-
-class _Refusal:
-    """An answer that the HTTP layer itself gives; the connection ends with it."""
-
-    __slots__ = ("_connection", "_response", "keep_alive")
-
-    def __init__(self, connection: Connection, response: HttpResponse) -> None:
-        self._connection = connection
-        self._response = response
-        self.keep_alive = False
-
-    def start(self) -> None:
-        self._connection.respond(self, self._response)
-
-    def cancel(self) -> None:
-        pass
-
-
-class _HandlerExchange(Drive[HttpResponse]):
-    """A whole request answered by a handler, without a task."""
-
-    __slots__ = ("_connection", "keep_alive")
-
-    def __init__(
-        self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
-    ) -> None:
-        super().__init__(handler(request), connection.host.loop)
-        self._connection = connection
-        self.keep_alive = keep_alive
-
-    def done(self, result: HttpResponse) -> None:
-        self._connection.respond(self, result)
-
-    def failed(self, error: BaseException) -> None:
-        if not isinstance(error, asyncio.CancelledError):
-            self._connection.host.log_failure(error)
-            self._connection.respond(self, json_error(500, "internal error", close=True))
-        elif not self._connection.lost:
-            self._connection.respond(self, json_error(503, "shutting down", close=True))
 
 
 class Connection(asyncio.Protocol):
@@ -315,7 +263,7 @@ class Connection(asyncio.Protocol):
         body = b"".join(self._body)  # copies nothing where one read brought it all
         self._body = []  # a connection that idles must not hold what it sent last
         request = HttpRequest(self._method, self._target, self._headers, body)
-        self._enqueue(_HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
+        self._enqueue(HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
 
     # --- exchanges ---------------------------------------------------------------------------
 
@@ -559,7 +507,7 @@ class Connection(asyncio.Protocol):
                 self._active = None
             else:
                 self._pending.remove(waiting)
-        self._enqueue(_Refusal(self, json_error(status, message, close=True)))
+        self._enqueue(Refusal(self, json_error(status, message, close=True)))
 
     def _enqueue(self, exchange: Exchange) -> None:
         if self._active is None and not (self._pending or self._write_paused):

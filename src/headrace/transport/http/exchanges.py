@@ -1,0 +1,64 @@
+"""The answers that a connection gives, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.transport.http.drive import Drive
+from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse, json_error
+
+if TYPE_CHECKING:
+    from headrace.transport.http.connection import Connection
+
+
+class Exchange(Protocol):
+    """One request and its answer."""
+
+    keep_alive: bool
+
+    def start(self) -> None:
+        """Begin; the connection gives its answers strictly in order."""
+
+    def cancel(self) -> None:
+        """The client is gone: stop, or never start, and release what was taken."""
+
+
+class Refusal:
+    """An answer that the HTTP layer itself gives; the connection ends with it."""
+
+    __slots__ = ("_connection", "_response", "keep_alive")
+
+    def __init__(self, connection: Connection, response: HttpResponse) -> None:
+        self._connection = connection
+        self._response = response
+        self.keep_alive = False
+
+    def start(self) -> None:
+        self._connection.respond(self, self._response)
+
+    def cancel(self) -> None:
+        pass
+
+
+class HandlerExchange(Drive[HttpResponse]):
+    """A whole request answered by a handler, without a task."""
+
+    __slots__ = ("_connection", "keep_alive")
+
+    def __init__(
+        self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
+    ) -> None:
+        super().__init__(handler(request), connection.host.loop)
+        self._connection = connection
+        self.keep_alive = keep_alive
+
+    def done(self, result: HttpResponse) -> None:
+        self._connection.respond(self, result)
+
+    def failed(self, error: BaseException) -> None:
+        if not isinstance(error, asyncio.CancelledError):
+            self._connection.host.log_failure(error)
+            self._connection.respond(self, json_error(500, "internal error", close=True))
+        elif not self._connection.lost:
+            self._connection.respond(self, json_error(503, "shutting down", close=True))
