@@ -71,7 +71,7 @@ class Models:
         self._settings = settings
         self._metrics = metrics
         self._models: dict[str, dict[str, VersionRecord]] = {}
-        self._problems: dict[str, str] = {}  # models that are unusable as a whole
+        self._problems: dict[str, str] = {}  # models whose present state is unusable as a whole
         self._unloaded: set[str] = set()  # on request: polling leaves them alone
         self._overridden: set[str] = set()  # loaded with a configuration from the request
         self._locks: dict[str, asyncio.Lock] = {}
@@ -143,13 +143,13 @@ class Models:
         entries = []
         for name in sorted({*self._models, *self._problems, *self._unloaded}):
             records = self._models.get(name, {})
+            problem = self._problems.get(name, "")
             entries += [
-                IndexEntry(name, version, record.state.value, record.reason)
+                IndexEntry(name, version, record.state.value, record.reason or problem)
                 for version, record in _ordered(records)
             ]
             if not records:
-                reason = self._problems.get(name, "unloaded")
-                entries.append(IndexEntry(name, "", State.UNAVAILABLE.value, reason))
+                entries.append(IndexEntry(name, "", State.UNAVAILABLE.value, problem or "unloaded"))
         return entries
 
     # --- asked by operators ---------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Models:
             await self._apply(found, reload=True)
         records = self._models.get(model, {})
         reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
-        if reasons or not records:
+        if reasons or not records or model in self._problems:
             reason = self._problems.get(model) or "; ".join(reasons) or "it has no versions"
             msg = f"failed to load '{model}': {reason}"
             raise ModelLoadFailed(msg)
@@ -239,9 +239,10 @@ class Models:
             if self._problems.get(name) != found.problem:
                 _logger.error("model %s cannot be served: %s", name, found.problem)
             self._problems[name] = found.problem
-            self._drop(name, list(self._models.get(name, {})))
-            self._models.pop(name, None)
-            return
+            records = self._models.get(name, {})
+            if not any(record.served for record in records.values()):
+                self._models.pop(name, None)
+            return  # what worked goes on working
         self._problems.pop(name, None)
         records = self._models.setdefault(name, {})
         wanted = {*found.versions, *found.problems}

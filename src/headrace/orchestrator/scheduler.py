@@ -268,20 +268,20 @@ class Scheduler:
         if request.future.done():
             return
         now = self._loop.time()
-        if now >= request.deadline:
+        waits = not (request.running or request.delayed)
+        if waits and now >= request.queue_expires and not self.queue.delays(request.level):
+            # first: where the request set both times by one parameter, Triton calls it this
+            msg = "Request timeout expired"
+            self._give_up(request, QueueTimeout(msg, retry_after_s=_RETRY_AFTER_S))
+        elif now >= request.deadline:
             if request.running:
                 self.suspect = True
                 self._metrics.abandoned.value += 1
             self._give_up(request, _deadline_exceeded())
-        elif request.running or request.delayed or now < request.queue_expires:
-            # it waits in the queue no more; or this is early: uvloop's timers keep milliseconds
+        else:  # it waits in the queue no more, or this is early: timers keep milliseconds
+            if waits and now >= request.queue_expires:
+                self.queue.delay(request)
             self._arm(request)
-        elif self.queue.delays(request.level):
-            self.queue.delay(request)
-            self._arm(request)
-        else:
-            msg = "Request timeout expired"
-            self._give_up(request, QueueTimeout(msg, retry_after_s=_RETRY_AFTER_S))
 
     def _give_up(self, request: Pending, error: HeadraceError) -> None:
         """Answer `error` to one that still waits for its run, or for the end of it."""

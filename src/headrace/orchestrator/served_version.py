@@ -84,7 +84,7 @@ class ServedVersion:
             now,
             deadline,
             self._loop.create_future(),
-            now + queue.timeout_s(level, asked_timeout_us(content)),
+            call.received + queue.timeout_s(level, asked_timeout_us(content)),
         )
         arrays = await self.scheduler.submit(pending)
         return InferResponse(self.model, self.version, self._answer(content, arrays), content.id)

@@ -43,7 +43,11 @@ class HttpApplication:
         self._infer = infer
         app = Starlette(
             routes=routes,
-            exception_handlers={HeadraceError: _typed_error, HTTPException: _http_error},
+            exception_handlers={
+                HeadraceError: _typed_error,
+                HTTPException: _http_error,
+                Exception: _internal_error,
+            },
         )
         app.router.redirect_slashes = False
         self.asgi: AsgiApp = _Edge(app, authenticate=authenticate, ids=ids, access_log=access_log)
@@ -123,3 +127,8 @@ async def _typed_error(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """A defect of ours: the client learns no more; the bridge logs it with its traceback."""
+    return JSONResponse({"error": "internal error"}, 500)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.domain.errors import InvalidRequest
@@ -68,11 +68,13 @@ def test_nothing_else_is(name: str) -> None:
     assert len(message) < 1000
 
 
+@settings(max_examples=50, deadline=None)
 @given(NAMES)
 def test_every_name_of_the_rule_is_one(name: str) -> None:
     assert is_name(name)
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_a_name_stays_where_it_is(text: str) -> None:
     if is_name(text):
@@ -88,10 +90,11 @@ def test_versions_that_are_numbers_are_ordered_by_value() -> None:
     ]  # fmt: skip
 
 
-@given(st.lists(NAMES, max_size=20))
+@settings(max_examples=30, deadline=None)
+@given(st.lists(NAMES, max_size=8))
 def test_the_order_of_versions_is_one_order(versions: list[str]) -> None:
     ordered = sorted(versions, key=version_order)
-    assert sorted(reversed(ordered), key=version_order) == ordered
+    assert len({version_order(version) for version in versions}) == len(set(versions))
     numbers = [version for version in ordered if version.isdecimal()]
     assert ordered[: len(numbers)] == numbers, "numbers come first"
     assert [int(number) for number in numbers] == sorted(int(number) for number in numbers)

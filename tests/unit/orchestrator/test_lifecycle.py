@@ -489,20 +489,23 @@ async def test_a_version_whose_file_vanishes_is_taken_out_with_the_reason() -> N
     assert (await _ask(house.models)).version == "2"
 
 
-async def test_a_model_that_becomes_unusable_is_taken_out_and_comes_back(
+async def test_a_model_that_becomes_unusable_is_served_as_before_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     house = await _loaded()
+    before = await _amount(house.models)
     house.repository.put("m", problem="no")
     for _ in range(2):
         await house.models.poll()
-    assert house.models.index() == [IndexEntry("m", "", "UNAVAILABLE", "no")]
+    assert house.models.index() == [IndexEntry("m", "1", "READY", "no")]
     assert caplog.text.count("model m cannot be served: no") == 1
-    await house.loader.executors[0].ended()
+    assert await _amount(house.models) == before
+    with pytest.raises(ModelLoadFailed, match="no"):
+        await house.models.load("m")
     house.repository.put("m")
     await house.models.poll()
-    assert await _amount(house.models) == 2
-    assert house.reasons() == {}
+    assert await _amount(house.models) == before
+    assert house.models.index() == [IndexEntry("m", "1", "READY", "")]
 
 
 async def test_an_unusable_model_that_vanishes_is_forgotten() -> None:

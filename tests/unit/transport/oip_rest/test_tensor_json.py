@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest
 from headrace.transport.oip_rest.tensor_json import from_json
 
+FEW = settings(max_examples=25, deadline=None)
 INTEGERS = [name for name, kind in DATATYPES.items() if kind.kind == "int"]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT32_END = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
@@ -51,6 +52,7 @@ def as_elements(datatype: str, array: np.ndarray[Any, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("datatype", list(ELEMENTS))
+@FEW
 @given(st.data())
 def test_elements_come_back_flat_and_nested(datatype: str, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
@@ -80,6 +82,7 @@ def test_whole_numbers_are_floats_too() -> None:
     assert decoded("FP64", [3], "[1, -0, 9007199254740993]").tolist() == [1.0, 0.0, 2.0**53]
 
 
+@FEW
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @example(FLOAT32_MAX)
 @example(3.4028235e38)
@@ -166,6 +169,7 @@ def test_data_is_a_flat_or_a_nested_array(data: str) -> None:
     refused("FP32", [1, 2], data)
 
 
+@FEW
 @given(st.integers(0, 30), st.lists(st.integers(0, 5), max_size=3))
 def test_the_number_of_elements_is_that_of_the_shape(count: int, shape: list[int]) -> None:
     if count == math.prod(shape):
