@@ -122,7 +122,7 @@ def serving(
     command = [sys.executable, "-m", "headrace", "serve", str(models), "--http-port=0",
                "--grpc-port=0", "--log-format=json", *arguments]  # fmt: skip
     with log_file.open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own program
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -177,7 +177,7 @@ def run_cli(
     timeout_s: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run `headrace ARGUMENTS` to its end."""
-    return subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(
         [sys.executable, "-m", "headrace", *arguments],
         check=False,
         capture_output=True,

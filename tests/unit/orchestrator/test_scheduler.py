@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -1018,11 +1019,18 @@ class Storm:
         await self.stage.scheduler.drain()
 
 
-@pytest.mark.parametrize("seed", range(12))
-async def test_every_request_taken_is_answered_once_and_counted_once(seed: int) -> None:
-    storm = Storm(seed)
-    await storm.blow(250)
-    await storm.settle()
+async def test_every_request_taken_is_answered_once_and_counted_once() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(12):
+        storm = Storm(seed)
+        await storm.blow(250)
+        await storm.settle()
+        seen += _settled(storm)
+    # which way each goes is up to the threads, but of so many some go every way
+    assert set(seen) == {"answered", "failed", "cancelled", "refused"}
+
+
+def _settled(storm: Storm) -> Counter[str]:
     stage = storm.stage
     assert stage.left_over == NOTHING
     outcomes = [request.future for request in stage.requests]
@@ -1043,7 +1051,6 @@ async def test_every_request_taken_is_answered_once_and_counted_once(seed: int) 
     assert statistics.execution_count == runs == stage.metrics.batch_rows.count
     rows = sum(size * b.compute_infer.count for size, b in statistics.batches.items())
     assert stage.metrics.batch_rows.sum == rows
-    assert answered
-    assert failed
-    assert cancelled
-    assert storm.refused
+    return Counter(
+        answered=len(answered), failed=len(failed), cancelled=len(cancelled), refused=storm.refused
+    )
