@@ -28,7 +28,7 @@ demo: setup  ## Start the platform with a small model and send it requests
 	$(BIN)/headrace demo
 
 test: lint  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## Run the static checks only
 	$(BIN)/ruff check $(CODE)

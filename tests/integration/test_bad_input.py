@@ -84,7 +84,8 @@ def test_after_the_whole_corpus_the_server_is_as_good_as_new(server: Server) -> 
     assert "Traceback" not in server.log_text()
     assert len(log) == len(server.log_text().splitlines()), "nothing but our own lines"
     assert [line for line in log if "exc" in line or line["logger"] == "py.warnings"] == []
-    assert [line for line in log if line.get("status", 0) >= 500] == []
+    failures = [line for line in log if line.get("status", 0) >= 500]
+    assert not failures, "\n".join(map(str, failures))
 
 
 def test_answers_to_pipelined_requests_come_in_order_and_one_each(server: Server) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
@@ -137,5 +139,4 @@ class RawClient:
 
 def rss_bytes(pid: int) -> int:
     """The memory that a process holds at the moment."""
-    fields: Any = open(f"/proc/{pid}/statm", encoding="ascii").read().split()  # noqa: PTH123, SIM115
-    return int(fields[1]) * 4096
+    return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * resource.getpagesize()

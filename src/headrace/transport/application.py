@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
@@ -21,7 +22,7 @@ from headrace.transport.http.host import AsgiApp, AsgiMessage, AsgiReceive, Asgi
 from headrace.transport.http.messages import Handler
 from headrace.transport.oip_rest.errors import error_headers
 from headrace.transport.oip_rest.infer import InferWire
-from headrace.transport.status import http_status
+from headrace.transport.status import CLIENT_CLOSED, http_status
 
 #: Paths that answer everybody: probes and scrapers have no token. All others ask for one.
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -46,6 +47,7 @@ class HttpApplication:
             exception_handlers={
                 HeadraceError: _typed_error,
                 HTTPException: _http_error,
+                ClientDisconnect: _client_gone,
                 Exception: _internal_error,
             },
         )
@@ -99,6 +101,9 @@ class _Edge:
             await self._app(scope, receive, with_id)
         except Unauthenticated as error:
             await (await _typed_error(Request(scope), error))(scope, receive, with_id)
+        except asyncio.CancelledError:  # the connection ended, or was refused, under way
+            status = status or CLIENT_CLOSED
+            raise
         finally:
             status = status or 500
             probe = scope["path"] in PROBES  # asked every few seconds, to no one's interest
@@ -127,6 +132,11 @@ async def _typed_error(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this answer; its status is for the log."""
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:
