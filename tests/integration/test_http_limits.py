@@ -319,7 +319,7 @@ def bad_manners(client: RawClient, number: int) -> None:
 
 BOMB: Final = gzip.compress(bytes(32 * 1024 * 1024))
 STORMS: Final[dict[Callable[[RawClient, int], None], int]] = {
-    bad_targets: 1500,
+    bad_targets: 600,
     bad_heads: 60,
     bad_bodies: 6,
     bad_sizes: 20,

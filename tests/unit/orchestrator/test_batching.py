@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.domain.models import Batching
@@ -148,6 +148,7 @@ def _made(requests: list[tuple[int, int, float]]) -> list[Pending]:
     ]
 
 
+@settings(max_examples=60, deadline=None)
 @given(requests=_REQUESTS, batching=_BATCHING, max_rows=st.integers(1, 12), after=st.floats(0, 2))
 async def test_a_plan_is_a_fitting_prefix_of_one_key_or_a_wait_that_ends(
     requests: list[tuple[int, int, float]], batching: Batching | None, max_rows: int, after: float
@@ -176,6 +177,7 @@ async def test_a_plan_is_a_fitting_prefix_of_one_key_or_a_wait_that_ends(
         assert sum(request.rows for request in waiting) < max_rows
 
 
+@settings(max_examples=60, deadline=None)
 @given(requests=_REQUESTS, batching=_BATCHING, max_rows=st.integers(1, 12))
 async def test_every_request_is_run_once_and_in_its_turn(
     requests: list[tuple[int, int, float]], batching: Batching | None, max_rows: int
@@ -190,6 +192,7 @@ async def test_every_request_is_run_once_and_in_its_turn(
     assert ran == waiting
 
 
+@settings(max_examples=60, deadline=None)
 @given(requests=_REQUESTS.filter(bool), max_rows=st.integers(1, 12))
 @pytest.mark.parametrize("batching", [None, Batching(), Batching(preferred_sizes=(3, 7))])
 async def test_nothing_waits_where_no_delay_is_configured(

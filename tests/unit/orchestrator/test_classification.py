@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -92,6 +92,7 @@ _DTYPES: st.SearchStrategy[np.dtype[Any]] = st.sampled_from(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     table=npst.arrays(
         _DTYPES,

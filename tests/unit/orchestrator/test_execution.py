@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -34,6 +34,7 @@ _DTYPES = st.sampled_from([np.dtype(code) for code in ("?", "u1", "i4", "i8", "f
 _SHAPES = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_what_is_merged_is_split_into_what_it_was(data: st.DataObject, sizes: list[int]) -> None:
     names = ["a", "b"]

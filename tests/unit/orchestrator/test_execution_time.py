@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.orchestrator.execution_time import ExecutionTime
@@ -87,6 +87,7 @@ def test_after_one_row_two_are_tried() -> None:
     assert _observed((1, 0.001)).useful_rows == 2
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     runs=st.lists(
         st.tuples(st.integers(1, 200), st.floats(1e-6, 1.0, allow_nan=False)), max_size=80

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.domain.errors import QueueFull
@@ -188,6 +188,7 @@ def test_a_wish_counts_only_where_the_policy_allows_it() -> None:
     assert fixed.timeout_s(2, 1_000) == 0.002
     open_to_wishes = _queue(_policy(default_timeout_us=2_000, allow_timeout_override=True))
     assert open_to_wishes.timeout_s(2, 1_000) == 0.001
+    assert open_to_wishes.timeout_s(2, 0) == 0.002
 
 
 def test_a_wish_shortens_the_default_and_never_lengthens_it() -> None:
@@ -221,6 +222,7 @@ _OPERATIONS = st.lists(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(operations=_OPERATIONS, limit=st.integers(1, 6))
 async def test_the_queue_holds_what_was_pushed_and_not_taken_in_its_order(
     operations: list[tuple[str, int, int]], limit: int

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.domain.errors import InvalidRequest
@@ -103,6 +103,7 @@ def test_requests_with_and_without_an_optional_input_are_kept_apart() -> None:
     assert set(without.inputs) == {"ids"}
 
 
+@settings(max_examples=60, deadline=None)
 @given(shapes=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=8))
 def test_requests_of_one_key_can_be_joined_along_the_first_axis(
     shapes: list[tuple[int, int]],
