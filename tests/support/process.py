@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 _START_S = 30.0
 _STOP_S = 20.0
 
@@ -90,8 +92,6 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`; 0 where there is none."""
-        from prometheus_client.parser import text_string_to_metric_families
-
         text = self.request("GET", "/metrics").body.decode()
         return sum(
             sample.value

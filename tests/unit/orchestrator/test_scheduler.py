@@ -539,6 +539,29 @@ async def test_a_request_that_waits_longer_than_its_policy_allows_is_refused() -
     assert stage.left_over == NOTHING
 
 
+async def test_where_both_times_are_over_it_is_the_one_in_the_queue_that_is_told() -> None:
+    busy = Busy(_policy(default_timeout_us=500_000))
+    stage = await busy.begin()
+    task = stage.send(1, within_s=0.5)
+    await turns()
+    stage.clock.advance(0.5)
+    (outcome,) = await _outcomes(task)
+    assert isinstance(outcome, QueueTimeout)
+    await busy.end()
+
+
+async def test_a_clock_that_rings_early_ends_no_time_in_the_queue() -> None:
+    busy = Busy(_policy(default_timeout_us=500_000, timeout_action="delay"))
+    stage = await busy.begin()
+    first, second = stage.send(1, key=("a",)), stage.send(2, key=("b",))
+    await turns()
+    stage.clock.fire_early()
+    assert stage.clock.armed == [1000.5, 1000.5]
+    busy.executor.release(3)
+    await _outcomes(busy.first, first, second)
+    assert busy.executor.values == [[0], [1], [2]]
+
+
 async def test_time_in_the_queue_ends_where_the_run_begins() -> None:
     busy = Busy(_policy(default_timeout_us=500_000))
     stage = busy.stage

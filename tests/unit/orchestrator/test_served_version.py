@@ -202,10 +202,11 @@ async def test_a_request_may_ask_for_a_shorter_time_in_the_queue() -> None:
     house = House(executor, batching=Batching(default_policy=policy))
     first = house.send(0)
     await executor.begun()
-    asked, silent = house.send(1, parameters={"timeout": "250000"}), house.send(2)
+    asked = house.send(1, parameters={"timeout": "250000"}, received=START - 0.125)
+    silent = house.send(2)
     await turns()
-    assert house.clock.armed == [START + 0.25, START + 0.9]
-    house.clock.advance(0.25)
+    assert house.clock.armed == [START + 0.125, START + 0.9]  # counted from the edge
+    house.clock.advance(0.125)
     with pytest.raises(QueueTimeout):
         await asked
     executor.release(2)
