@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from headrace.domain.errors import HeadraceError
+from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.settings import Settings, load
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -74,8 +74,16 @@ _settings_option = click.option(
 @click.option("--http-port", type=int, help="HTTP port; 0 takes a free one.  [default: 8080]")
 @click.option("--grpc-port", type=int, help="gRPC port; 0 takes a free one.  [default: 8081]")
 @click.option("--poll", type=float, metavar="SECONDS", help="Look for changed models this often.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-@click.option("--log-format", type=click.Choice(["auto", "json", "pretty"]))
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Write lines of this level and above.  [default: info]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "pretty"]),
+    help="auto is pretty on a terminal, else json.  [default: auto]",
+)
 @_plain_errors
 def serve(
     *,
@@ -116,8 +124,8 @@ def serve(
     run(settings, models_dir, version=installed_version("headrace"))
 
 
-@main.command("check-settings")
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@main.command("check-settings", short_help="Say whether settings would start, and print them.")
+@click.argument("file", type=click.Path(path_type=Path), required=False, envvar="HEADRACE_SETTINGS")
 @_plain_errors
 def check_settings(file: Path | None) -> None:
     """Say whether FILE and the environment are settings that would start, and print them all.
@@ -134,8 +142,9 @@ def check_settings(file: Path | None) -> None:
     click.echo(_as_toml(settings))
 
 
-@main.command()
+@main.command(short_help="Make a token for a caller.")
 @click.argument("name")
+@_plain_errors
 def token(name: str) -> None:
     """Make a token for the caller NAME and print the setting that admits it.
 
@@ -145,6 +154,9 @@ def token(name: str) -> None:
     Examples:
       headrace token nightly-job
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
+    if not name.strip():
+        msg = "a caller needs a name"
+        raise InvalidSettings(msg)
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     click.echo(f"token:   {secret}")
@@ -152,7 +164,7 @@ def token(name: str) -> None:
     click.echo(f'setting: [authentication.tokens]\n         {key} = "{digest}"')
 
 
-@main.command()
+@main.command(short_help="Classify files with a real model.")
 @click.option("--keep", is_flag=True, help="Leave the platform running and print how to call it.")
 @click.option("--http-port", type=int, default=0, help="HTTP port.  [default: a free one]")
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))

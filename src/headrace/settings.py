@@ -186,6 +186,9 @@ def _check_ranges(settings: Settings) -> None:
         if port > 65535:  # noqa: PLR2004 - the largest TCP port
             msg = f"server.{key}: expected a port from 0 to 65535, got {port}"
             raise InvalidSettings(msg)
+    if settings.server.http_port == settings.server.grpc_port != 0:
+        msg = f"server.http_port and server.grpc_port are both {settings.server.http_port}"
+        raise InvalidSettings(msg)
     gateway = settings.gateway
     if not gateway.default_timeout_s:
         msg = "gateway.default_timeout_s: expected seconds > 0; with 0 every request is too late"

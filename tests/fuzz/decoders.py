@@ -31,10 +31,15 @@ def check(data: bytes) -> str:
             case b"Z":
                 return compressed(rest)
     except InvalidRequest as error:
-        assert len(error.message) < _LONGEST_MESSAGE, "it repeats what a client sent at length"
-        error_response(error, "id")
-        return error.code
+        return refusal(error)
     return "nothing"
+
+
+def refusal(error: InvalidRequest) -> str:
+    """What the client is told."""
+    assert len(error.message) < _LONGEST_MESSAGE, "it repeats what a client sent at length"
+    error_response(error, "id")
+    return error.code
 
 
 def json(data: bytes) -> str:

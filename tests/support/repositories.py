@@ -124,7 +124,7 @@ def identity(root: Path, datatype: str, name: str = "") -> Path:
 
 
 _IDENTITY_BF16: Final = """\
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Identity(Model):
@@ -271,7 +271,7 @@ def scale(root: Path, name: str = "scale") -> Path:
 
 
 _SCALE: Final = """\
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Scale(Model):
@@ -295,7 +295,7 @@ def reversed_bytes(root: Path, name: str = "reversed_bytes") -> Path:
 _REVERSED: Final = """\
 import numpy as np
 
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Reversed(Model):
@@ -319,7 +319,7 @@ def picky(root: Path, name: str = "picky") -> Path:
 _PICKY: Final = """\
 import sys
 
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Picky(Model):
@@ -329,7 +329,7 @@ class Picky(Model):
     def predict(self, inputs):
         x = int(inputs["x"][0])
         if x < 0:
-            raise ValueError("x must not be negative")
+            raise InvalidRequest("x must not be negative")
         if x == 10:
             raise RuntimeError("ten is too much")
         if x == 99:
@@ -346,7 +346,7 @@ def sleepy(root: Path, name: str = "sleepy") -> Path:
 _SLEEPY: Final = """\
 import time
 
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Sleepy(Model):
@@ -419,7 +419,7 @@ import os
 import time
 from pathlib import Path
 
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Gated(Model):

@@ -82,8 +82,8 @@ class PythonExecutor:
         own = {name: a if a.flags.writeable else a.copy() for name, a in inputs.items()}
         try:
             answer = self._model.predict(own)
-        except ValueError as error:
-            msg = f"the model refuses the input: {error}"
+        except InvalidRequest as error:
+            msg = f"the model refuses the input: {error.message}"
             raise InvalidRequest(msg) from error
         except (Exception, SystemExit) as error:  # a model's sys.exit() ends its run, no more
             _logger.exception("model %s raised", type(self._model).__qualname__)

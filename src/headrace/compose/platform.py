@@ -157,13 +157,9 @@ class Platform:
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether an inference sent now would be tried, and the details behind it."""
-        unready = {
-            f"{entry.name}/{entry.version}" if entry.version else entry.name: entry.reason
-            for entry in self.models.index()
-            if entry.state != "READY"
-        }
+        unready = sum(entry.state != "READY" for entry in self.models.index())
         served = list(self.models.all_versions())
-        hung = [f"{v.model}/{v.version}" for v in served if not v.ready]
+        hung = sum(not version.ready for version in served)
         can_run = any(v.ready for v in served) or not (served or unready)
         if self._stopping:
             status = "draining"
@@ -175,7 +171,7 @@ class Platform:
             "status": status,
             "version": self.version,
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "models_ready": len(served) - len(hung),
+            "models_ready": len(served) - hung,
             "models_hung": hung,
             "models_not_ready": unready,
         }
@@ -250,6 +246,8 @@ class Platform:
     async def _stop(self) -> None:
         self._stopping = True
         server = self.settings.server
+        if self._http is not None:
+            self._http.send_away()
         if server.drain_delay_s:
             await asyncio.sleep(server.drain_delay_s)
         self.gateway.draining = True

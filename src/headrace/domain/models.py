@@ -17,6 +17,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     optional: bool = False
     labels: tuple[str, ...] = ()  # of an output's classes, for the classification extension
+    label_filename: str = ""  # where they were read from, in the model's folder
 
 
 class Signature(msgspec.Struct, frozen=True):

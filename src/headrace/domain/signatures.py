@@ -53,10 +53,7 @@ def configured(specs: Sequence[TensorSpec], max_batch_size: int) -> tuple[Tensor
     """Specs without a batch axis, with it put in front where there is one."""
     if not max_batch_size:
         return tuple(specs)
-    return tuple(
-        TensorSpec(s.name, s.datatype, (-1, *s.shape), optional=s.optional, labels=s.labels)
-        for s in specs
-    )
+    return tuple(msgspec.structs.replace(s, shape=(-1, *s.shape)) for s in specs)
 
 
 def _narrow(

@@ -236,9 +236,10 @@ class Models:
         """Make what is served of a model what was found of it."""
         name = found.name
         if found.problem:
-            if self._problems.get(name) != found.problem:
-                _logger.error("model %s cannot be served: %s", name, found.problem)
-            self._problems[name] = found.problem
+            problem = found.problem.removeprefix(f"model '{name}': ")
+            if self._problems.get(name) != problem:
+                _logger.error("model %s cannot be served: %s", name, problem)
+            self._problems[name] = problem
             records = self._models.get(name, {})
             if not any(record.served for record in records.values()):
                 self._models.pop(name, None)

@@ -52,7 +52,7 @@ class OrchestratorMetrics:
         )
         self._hung = metrics.gauge(
             "headrace_executor_hung_instances",
-            "Instances that work on although every request they work for has been given up.",
+            "Instances that nobody waits for, after 1 s and 3 times a usual run of work.",
             labels,
         )
         self.loads = metrics.counter(

@@ -26,7 +26,7 @@ from headrace.ports.executor import Executor
 
 _INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a thread and back
 _HUNG_AFTER_S: Final = 1.0
-_HUNG_FACTOR: Final = 10.0  # ... and this many times the usual time of a run
+_HUNG_FACTOR: Final = 3.0  # ... and this many times the usual time of a run
 _RETRY_AFTER_S: Final = 1.0
 
 

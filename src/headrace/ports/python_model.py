@@ -42,7 +42,8 @@ class Model:
         Each input has the dtype of its datatype (BYTES: an object array of `bytes`; BF16:
         float32) and, where the model batches, all requests' rows along axis 0: answer as many
         rows, in their order. Raise anything to fail; a merged request that fails is repeated for
-        each of its parts alone. Raise ValueError for input that is the caller's mistake.
+        each of its parts alone. Raise InvalidRequest for input that is the
+        caller's mistake; anything else is the model's failure, and logged.
         """
         raise NotImplementedError
 

@@ -32,7 +32,7 @@ TEXT: Final = Signature(
 _PLUS_ONE: Final = """\
 import numpy as np
 
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class PlusOne(Model):
@@ -46,7 +46,7 @@ class PlusOne(Model):
     def predict(self, inputs):
         x = inputs["x"]
         if x.shape[1:] != (1,):
-            raise ValueError(f"x has shape {x.shape}")
+            raise InvalidRequest(f"x has shape {x.shape}")
         return {"y": x + self.one}
 
     def unload(self):
@@ -54,7 +54,7 @@ class PlusOne(Model):
 """
 
 _ECHO: Final = """\
-from headrace import Model, TensorSpec
+from headrace import InvalidRequest, Model, TensorSpec
 
 
 class Echo(Model):

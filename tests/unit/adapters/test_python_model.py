@@ -422,8 +422,9 @@ def test_an_integer_that_does_not_fit_is_the_models_failure(write: Write) -> Non
 # Failing
 
 
-def test_a_value_error_is_the_clients_mistake(write: Write) -> None:
-    error = _error(_load(write(_model('raise ValueError("x must rise")'))))
+def test_what_a_model_calls_invalid_is_the_clients_mistake(write: Write) -> None:
+    body = 'from headrace import InvalidRequest; raise InvalidRequest("x must rise")'
+    error = _error(_load(write(_model(body))))
     assert isinstance(error, InvalidRequest)
     assert error.message == "the model refuses the input: x must rise"
 

@@ -137,6 +137,8 @@ def test_four_rows_do() -> None:
 def test_a_verdict_is_looked_at_again_as_more_is_known() -> None:
     times = _observed((1, 0.001), (4, 0.004))  # the first run of four paid for something
     assert times.useful_rows == 1
+    times.observe(4, 0.0012)
+    assert times.useful_rows == 1
     for _ in range(32):
         times.observe(4, 0.0012)
     assert times.useful_rows == 8

@@ -222,7 +222,8 @@ def _warmup(index: int, table: _Warmup) -> Warmup:
 
 def _output(table: _Output, labels: LabelReader) -> TensorSpec:
     read = labels(table.labels) if isinstance(table.labels, str) else table.labels
-    return TensorSpec(table.name, table.datatype, table.shape, labels=read)
+    file = table.labels if isinstance(table.labels, str) else ""
+    return TensorSpec(table.name, table.datatype, table.shape, labels=read, label_filename=file)
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, str]:

@@ -146,6 +146,7 @@ def _tensor(kind: str, raw: Mapping[str, Any], labels: tuple[str, ...]) -> Tenso
         shape=tuple(raw["dims"]),
         optional=raw.get("optional", False),
         labels=labels,
+        label_filename=raw.get("label_filename", ""),
     )
 
 

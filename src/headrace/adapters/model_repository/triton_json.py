@@ -95,7 +95,7 @@ def _output_json(spec: TensorSpec, max_batch_size: int) -> dict[str, Any]:
         "name": spec.name,
         "data_type": _data_type_json(spec.datatype),
         "dims": _dims_json(spec, max_batch_size),
-        "label_filename": "",
+        "label_filename": spec.label_filename,
         "is_shape_tensor": False,
         "is_non_linear_format_io": False,
     }

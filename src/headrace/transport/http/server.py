@@ -58,15 +58,18 @@ class HttpServer:
         """Requests that the HTTP layer refused by itself, by status, since the start."""
         return dict(self._host.refusals)
 
-    async def drain(self, grace_s: float) -> bool:
-        """Answer what is under way, then close.
+    def send_away(self) -> None:
+        """Serve on, but have every answer close its connection, so that clients go elsewhere."""
+        self._host.draining = True
 
-        Answers carry `Connection: close` from now on, idle connections close at once. New
-        connections are still taken, so that probes see the server not ready, until the last
+    async def drain(self, grace_s: float) -> bool:
+        """Answer what is under way, then close; idle connections close at once.
+
+        New connections are still taken, so that probes see the server not ready, until the last
         exchange is done. Whoever is not done after `grace_s` seconds is cut off; False then.
         """
+        self.send_away()
         host = self._host
-        host.draining = True
         deadline = host.loop.time() + grace_s
         for connection in list(host.connections):
             connection.close_if_idle()
