@@ -120,7 +120,7 @@ async def test_a_model_that_is_unusable_as_a_whole_keeps_its_reason() -> None:
     house.repository.put("n")
     await house.models.load_all()
     assert house.models.index() == [
-        IndexEntry("m", "", "UNAVAILABLE", "model 'm': config.toml is no TOML"),
+        IndexEntry("m", "", "UNAVAILABLE", "config.toml is no TOML"),
         IndexEntry("n", "1", "READY", ""),
     ]
     error = _told(house, "m")

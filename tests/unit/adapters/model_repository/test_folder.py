@@ -333,7 +333,8 @@ def test_the_documented_configurations_are_served(root: Path, language: str, fil
     assert list(found.versions) == ["1"]
     assert found.config.max_batch_size == 32
     assert found.config.instances == 2
-    assert found.config.outputs == (TensorSpec("class", "FP32", (2,), labels=("cat", "dog")),)
+    (output,) = found.config.outputs
+    assert (output.name, output.shape, output.labels) == ("class", (2,), ("cat", "dog"))
 
 
 # A configuration that comes with the request
@@ -387,7 +388,13 @@ def test_labels_are_the_lines_of_a_file(root: Path) -> None:
     (root / "m" / "labels").mkdir()
     (root / "m" / "labels" / "animals.txt").write_bytes("cat\r\n\r\nMäuse, graue\n".encode())
     (output,) = _find(root).config.outputs
-    assert output == TensorSpec("y", "FP32", (3,), labels=("cat", "", "Mäuse, graue"))
+    assert output == TensorSpec(
+        "y",
+        "FP32",
+        (3,),
+        labels=("cat", "", "Mäuse, graue"),
+        label_filename="labels/animals.txt",
+    )
 
 
 @pytest.mark.parametrize(

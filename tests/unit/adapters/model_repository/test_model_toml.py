@@ -127,7 +127,9 @@ def test_every_key_is_read() -> None:
         ),
         outputs=(
             TensorSpec("class", "FP32", (2,), labels=("cat", "dog")),
-            TensorSpec("other", "FP32", (2,), labels=("from other.txt",)),
+            TensorSpec(
+                "other", "FP32", (2,), labels=("from other.txt",), label_filename="other.txt"
+            ),
         ),
         batching=Batching(
             preferred_sizes=(8, 16),

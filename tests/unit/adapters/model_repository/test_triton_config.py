@@ -132,7 +132,15 @@ def test_a_classifier_gets_its_labels_and_its_unbatched_shapes() -> None:
         platform="onnxruntime_onnx",
         max_batch_size=0,
         inputs=(TensorSpec("data_0", "FP32", (3, 224, 224)),),
-        outputs=(TensorSpec("fc6_1", "FP32", (1000,), labels=("densenet_labels.txt", "cat")),),
+        outputs=(
+            TensorSpec(
+                "fc6_1",
+                "FP32",
+                (1000,),
+                labels=("densenet_labels.txt", "cat"),
+                label_filename="densenet_labels.txt",
+            ),
+        ),
     )
     assert notes == [
         "model 'densenet_onnx': config.pbtxt sets what has no effect here: input[0].format"
