@@ -88,6 +88,19 @@ def test_a_class_in_model_py_is_a_model(write: Write) -> None:
     assert answer.tolist() == [0, 2, 4]
 
 
+def test_the_documented_model_works_as_documented(write: Write) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "model-repository.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    source = write(example, parameters={"weight": "0.5"})
+    source.file.with_name("positive.txt").write_text("good fine")
+    executor = _load(source)
+    texts = np.array([[b"good"], [b"bad"]], dtype=object)
+    (scores,) = executor.run({"text": texts})
+    assert scores.tolist() == [[0.5], [0.0]]
+    too_long = np.array([[b"x" * 10_001]], dtype=object)
+    assert isinstance(_error(executor, text=too_long), InvalidRequest)
+
+
 def test_the_model_is_told_what_it_is_and_where_its_files_lie(write: Write) -> None:
     more = """
     def load(self, context):

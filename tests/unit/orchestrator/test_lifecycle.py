@@ -125,7 +125,7 @@ async def test_a_model_that_is_unusable_as_a_whole_keeps_its_reason() -> None:
     ]
     error = _told(house, "m")
     assert isinstance(error, ModelNotReady)
-    assert error.message == "model 'm' cannot be served: model 'm': config.toml is no TOML"
+    assert error.message == "model 'm' cannot be served: config.toml is no TOML"
 
 
 async def test_a_version_with_a_problem_keeps_its_reason() -> None:
