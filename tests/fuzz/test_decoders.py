@@ -75,7 +75,7 @@ def changed_documents(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
     """A valid document with other values, keys or lengths in some of its places."""
     document = deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
-        holder = document
+        holder: Any = document
         while True:
             key = draw(
                 st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder)))
