@@ -18,6 +18,7 @@ from headrace.domain.errors import InvalidSettings, Unauthenticated
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KEPT: Final = 4096  # verified credentials that are looked up instead of hashed again
+_KEPT_BYTES: Final = 512
 _MAX_CREDENTIAL_BYTES: Final = 8192
 
 
@@ -64,7 +65,7 @@ class TokenAuthentication:
         scheme, _, rest = presented.partition(b" ")
         token = rest.strip() if scheme.lower() == b"bearer" else presented
         principal = self._principals.get(hashlib.sha256(token).hexdigest())
-        if principal is not None:
+        if principal is not None and len(presented) <= _KEPT_BYTES:
             if len(self._verified) >= _KEPT:
                 self._verified.clear()
             self._verified[presented] = principal

@@ -141,6 +141,8 @@ class Connection(asyncio.Protocol):
         self.lost = True
         self._phase = _DEAF
         self.host.forget(self)
+        self._parser = None  # it refers back here: undo the cycle, with what it holds of a head
+        self._headers, self._body = {}, []
         active, self._active = self._active, None
         self._drop_pending()
         if active is not None:

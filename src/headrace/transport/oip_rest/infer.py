@@ -34,6 +34,7 @@ _TARGET: Final = re.compile(
     rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?"
 )
 _TARGETS_KEPT: Final = 4096
+_TARGET_BYTES_KEPT: Final = 512
 _COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost more than is saved
 _HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop
 _MAX_TIMEOUT_S: Final = 1e9
@@ -67,10 +68,12 @@ class InferWire:
         """The handler of a request target; None where it is not this route."""
         found = self._handlers.get(target)
         if found is None and (match := _TARGET.fullmatch(target)) is not None:
-            if len(self._handlers) >= _TARGETS_KEPT:  # clients name targets: bound what is kept
-                self._handlers.clear()
             model, version = (_unquoted(part or b"") for part in match.groups())
-            found = self._handlers[target] = partial(self._answer, model, version)
+            found = partial(self._answer, model, version)
+            if len(target) <= _TARGET_BYTES_KEPT:  # clients name targets: bound what is kept
+                if len(self._handlers) >= _TARGETS_KEPT:
+                    self._handlers.clear()
+                self._handlers[target] = found
         return found
 
     async def _answer(self, model: str, version: str, http: HttpRequest) -> HttpResponse:
