@@ -161,14 +161,14 @@ class FakeLoader:
         """See ExecutorLoader.load."""
         key = (source.config.name, source.version)
         self.loaded.append(key)
-        if hold := self._holds.pop(key, None):
-            hold.wait()
         planned = self._next.get(key)
         made: Made = (
             planned.pop(0)
             if planned
             else [FakeExecutor(plus(len(self.loaded))) for _ in range(source.config.instances)]
         )
+        if hold := self._holds.pop(key, None):
+            hold.wait()
         if isinstance(made, BaseException):
             raise made
         self.executors.extend(made)

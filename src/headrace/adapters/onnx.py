@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,22 +62,26 @@ class OnnxLoader:
             if spec.optional:
                 msg = f"the configuration makes input '{spec.name}' optional; the model requires it"
                 raise ModelLoadFailed(msg)
-        executor = OnnxExecutor(session, signature, max_batch_size)
+        executor = OnnxExecutor(session, signature, max_batch_size, loops=_has_loops(source.file))
         return [executor] * max(source.config.instances, 1)
 
 
 class OnnxExecutor:
-    """One session. Runs are bounded by the shapes of their input."""
+    """One session.
 
-    bounded = True
+    Its runs take a time that rows tell where no other axis is open and the graph has no loops.
+    """
 
-    def __init__(self, session: Any, signature: Signature, max_batch_size: int) -> None:
+    def __init__(
+        self, session: Any, signature: Signature, max_batch_size: int, *, loops: bool
+    ) -> None:
         self.signature = signature
         self.max_batch_size = max_batch_size
         self._run = session.run
         self._outputs = [spec.name for spec in signature.outputs]
         batched = int(max_batch_size > 0)
         self._open_shapes = any(-1 in spec.shape[batched:] for spec in signature.inputs)
+        self.bounded = not (self._open_shapes or loops)
         self._text_inputs = [s.name for s in signature.inputs if s.datatype == "BYTES"]
         self._text_outputs = [
             i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES"
@@ -126,6 +131,16 @@ def _open(file: Path, threads: int) -> Any:
         reason = _first_line(error).replace(str(file), file.name)
         msg = f"{file.name} cannot be loaded: {reason}"
         raise ModelLoadFailed(msg) from error
+
+
+def _has_loops(file: Path) -> bool:
+    """Whether the file may hold an operator that runs as often as its input says.
+
+    Looks for the operators' names, which also stand in other places: then the model is only kept
+    off the event loop without need.
+    """
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"Loop") >= 0 or data.find(b"Scan") >= 0
 
 
 def _spec(node: Any, kind: str) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import logging
@@ -24,6 +25,7 @@ from headrace.ports.executor import Arrays, ModelSource
 from headrace.ports.python_model import LoadContext, Model
 
 _logger = logging.getLogger(__name__)
+_TEXT_CHARS: Final = 1000
 _serial: Final = itertools.count()  # every load gets a module of its own
 
 
@@ -33,6 +35,13 @@ class PythonModelLoader:
     def load(self, source: ModelSource) -> Sequence[PythonExecutor]:
         """See ExecutorLoader.load."""
         module = _ModelModule(source)
+        try:
+            return self._load(source, module)
+        except ModelLoadFailed:
+            module.forget()
+            raise
+
+    def _load(self, source: ModelSource, module: _ModelModule) -> Sequence[PythonExecutor]:
         cls = module.model_class()
         max_batch_size = source.config.max_batch_size
         if max_batch_size is None:
@@ -83,11 +92,12 @@ class PythonExecutor:
         try:
             answer = self._model.predict(own)
         except InvalidRequest as error:
-            msg = f"the model refuses the input: {error.message}"
+            msg = f"the model refuses the input: {_said(error)}"
             raise InvalidRequest(msg) from error
-        except (Exception, SystemExit) as error:  # a model's sys.exit() ends its run, no more
-            _logger.exception("model %s raised", type(self._model).__qualname__)
-            msg = f"the model raised {type(error).__name__}: {error}"
+        except BaseException as error:  # whatever a model raises ends its run, and no more
+            with contextlib.suppress(Exception):  # its class may spoil even the log line
+                _logger.exception("model %s raised", type(self._model).__qualname__)
+            msg = f"the model raised {type(error).__name__}: {_said(error)}"
             raise ModelFailed(msg) from error
         if not isinstance(answer, Mapping):
             msg = f"predict() answered a {type(answer).__name__}, not a mapping of outputs"
@@ -121,7 +131,7 @@ class _ModelModule:
             code = compile(self._file.read_bytes(), str(self._file), "exec")
             exec(code, module.__dict__)  # noqa: S102 - the operator's own file
         except (Exception, SystemExit) as error:
-            self._forget()
+            self.forget()
             msg = f"{self._file.name} cannot be imported: {_where(error, self._file)}"
             raise ModelLoadFailed(msg) from error
 
@@ -154,9 +164,10 @@ class _ModelModule:
         """One of the users is closed."""
         self.users -= 1
         if not self.users:
-            self._forget()
+            self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Take the code out of the interpreter's table of modules."""
         for name in list(sys.modules):
             if name == self._name or name.startswith(f"{self._name}."):
                 del sys.modules[name]
@@ -199,7 +210,8 @@ def _output(spec: TensorSpec, answer: Mapping[str, Any]) -> Array:
             f"but predict() answered {list(array.shape)}"
         )
         raise ModelFailed(msg)
-    return np.asarray(array, order="C")
+    # a copy: the model may keep the array, and write into it while the answer is being sent
+    return np.array(array, order="C")
 
 
 def _numbers(spec: TensorSpec, array: Array) -> Array:
@@ -236,9 +248,18 @@ def _bytes(name: str, value: Any) -> Array:
     return data.reshape(array.shape)
 
 
+def _said(error: BaseException) -> str:
+    """The text of what a model raised, fit for every wire and of bounded length."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the model's own class
+        return ""
+    return text[:_TEXT_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
 def _where(error: BaseException, file: Path) -> str:
     """The error in one line, with the line of the model's own file where it came from."""
-    text = f"{type(error).__name__}: {error}".partition("\n")[0][:500]
+    text = f"{type(error).__name__}: {_said(error)}".partition("\n")[0][:500]
     if isinstance(error, SyntaxError):
         return text
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]

@@ -27,6 +27,9 @@ class Tensor(msgspec.Struct, gc=False):
     array: Array
 
 
+MAX_CLASSES: Final = 1024  # of the classification extension: each is text made for the answer
+
+
 class RequestedOutput(msgspec.Struct):
     """An output that the client asked for, and in which form."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -74,6 +75,7 @@ class Instance:
         try:
             return execute(self.executor, run.requests, run.rows)
         except BaseException as error:  # a panic in a Rust extension is no Exception
-            _logger.exception("an executor of %s broke its contract", self._name)
+            with contextlib.suppress(Exception):  # the thread must survive even its log line
+                _logger.exception("an executor of %s broke its contract", self._name)
             failure = ModelFailed(f"the executor failed: {type(error).__name__}")
             return Execution([failure] * len(run.requests), 0, 0, 0, 0)

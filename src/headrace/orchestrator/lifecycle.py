@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,12 @@ import msgspec
 from headrace.domain.errors import (
     HeadraceError,
     InvalidRequest,
+    InvalidSettings,
     ModelLoadFailed,
     ModelNotReady,
     UnknownModel,
 )
-from headrace.domain.models import Platform
+from headrace.domain.models import ModelConfig, Platform
 from headrace.domain.names import version_order
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.off_loop import off_loop
@@ -77,7 +79,8 @@ class Models:
         self._locks: dict[str, asyncio.Lock] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._table: dict[tuple[str, str], ServedVersion] = {}
-        self._looked = False  # whether the repository was read once, so that unknown is unknown
+        self._expected: set[str] = set()  # models of the repository that were not tried yet
+        self._looked = False  # whether it is known which they are
         self._closed = False
 
     # --- asked by requests ---------------------------------------------------------------------
@@ -156,9 +159,10 @@ class Models:
 
     async def load_all(self) -> None:
         """Load every model of the repository; a model that fails leaves the others alone."""
-        for name in await off_loop(self._repository.names):
-            await self._refresh(name)
+        self._expected = set(await off_loop(self._repository.names))
         self._looked = True
+        # at the same time: one that hangs while it loads does not keep the others waiting
+        await asyncio.gather(*(self._refresh(name) for name in sorted(self._expected)))
 
     async def poll(self) -> None:
         """Bring the process in line with the repository: new, changed and removed models."""
@@ -223,7 +227,8 @@ class Models:
         async with self._lock(model):
             if model in self._overridden or model in self._unloaded:
                 return
-            found = await off_loop(self._repository.find, model)
+            found = await self._find(model)
+            self._expected.discard(model)
             if found is not None:
                 await self._apply(found, reload=False)
                 return
@@ -231,6 +236,16 @@ class Models:
             self._problems.pop(model, None)
             self._drop(model, list(self._models.get(model, {})))
             self._models.pop(model, None)
+
+    async def _find(self, model: str) -> FoundModel | None:
+        try:
+            return await off_loop(self._repository.find, model)
+        except InvalidSettings:  # the repository as a whole is gone
+            raise
+        except Exception as error:  # one model's failure, whatever it is, is its own
+            _logger.exception("model %s cannot be read", model)
+            problem = f"reading it raised {type(error).__name__}"
+            return FoundModel(model, ModelConfig(model), {}, problem=problem)
 
     async def _apply(self, found: FoundModel, *, reload: bool) -> None:
         """Make what is served of a model what was found of it."""
@@ -248,9 +263,11 @@ class Models:
         records = self._models.setdefault(name, {})
         wanted = {*found.versions, *found.problems}
         for version, problem in found.problems.items():
-            if version in records:
-                self._drop(name, [version])
-            records[version] = VersionRecord(State.UNAVAILABLE, problem)
+            known = records.get(version)
+            if known is not None and known.served is not None:  # what worked goes on working
+                records[version] = VersionRecord(State.READY, problem, "", known.served)
+            else:
+                records[version] = VersionRecord(State.UNAVAILABLE, problem)
         for version, seen in sorted(found.versions.items(), key=lambda v: version_order(v[0])):
             known = records.get(version)
             if known is not None and known.fingerprint == seen.fingerprint and not reload:
@@ -282,6 +299,7 @@ class Models:
             reason = served.message
             _logger.error("model %s version %s cannot be served: %s", name, version, reason)
             self._metrics.loads.labels(name, "failed").value += 1
+            gc.collect()
             if old is None:
                 records[version] = VersionRecord(State.UNAVAILABLE, reason, found.fingerprint)
             else:  # what worked goes on working
@@ -356,6 +374,7 @@ class Models:
             )  # fmt: skip
         finally:
             served.scheduler.close()
+            gc.collect()  # what it held may be large, and refers to itself in many ways
 
     def _rebuild_table(self) -> None:
         table = {}
@@ -371,7 +390,7 @@ class Models:
             if model in self._problems:
                 msg = f"model '{model}' cannot be served: {self._problems[model]}"
                 return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
-            if not self._looked:
+            if model in self._expected or not self._looked:
                 msg = f"model '{model}' is not ready: models are still being loaded"
                 return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
             return UnknownModel(_not_found(model))

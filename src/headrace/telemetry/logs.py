@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Annotated, Final, Literal, TextIO
+from typing import Annotated, Any, Final, Literal, TextIO
 
 import msgspec
 
@@ -131,7 +131,7 @@ class JsonFormatter(logging.Formatter):
             # a record's own fields cannot be replaced by what somebody attached to it
             fields[f"{key}_" if key in _OWN else key] = value
         if record.exc_info:
-            fields["exc"] = self.formatException(record.exc_info)
+            fields["exc"] = _traceback(self, record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
         try:
@@ -154,7 +154,7 @@ class PrettyFormatter(logging.Formatter):
         message = one_line(_message(record)) + pairs(_extra(record))
         text = pretty_line(record.created, level, record.name, message, coloured=self._coloured)
         if record.exc_info:
-            text += _indented(self.formatException(record.exc_info))
+            text += _indented(_traceback(self, record.exc_info))
         if record.stack_info:
             text += _indented(record.stack_info)
         return text
@@ -166,6 +166,14 @@ def pretty_line(epoch_s: float, level: str, logger: str, message: str, *, colour
     if coloured and level in _COLOURS:
         shown = _COLOURS[level] + shown + _COLOURS_OFF
     return f"{rfc3339(epoch_s)[11:]} {shown} {one_line(logger)}: {message}"
+
+
+def _traceback(formatter: logging.Formatter, exc_info: Any) -> str:
+    """The traceback, or what can be said where the exception's own class prevents it."""
+    try:
+        return formatter.formatException(exc_info)
+    except Exception:  # noqa: BLE001 - raised by classes of models
+        return f"{exc_info[0].__name__}: its traceback cannot be written"
 
 
 def _message(record: logging.LogRecord) -> str:

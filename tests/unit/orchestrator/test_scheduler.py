@@ -100,9 +100,12 @@ async def test_the_most_urgent_request_runs_first() -> None:
     assert busy.executor.values == [[0], [1], [2], [3]]
 
 
-async def test_a_model_whose_time_grows_with_its_rows_is_not_merged() -> None:
+@pytest.mark.parametrize("batching", [None, Batching(priority_levels=2, default_priority=1)])
+async def test_a_model_whose_time_grows_with_its_rows_is_not_merged(
+    batching: Batching | None,
+) -> None:
     executor = FakeExecutor()
-    stage = Stage(executor)
+    stage = Stage(executor, batching=batching)
     for rows in (1, 2, 4):
         stage.scheduler.times.observe(rows, rows * 0.01)
     await _outcomes(*[stage.send(i) for i in range(3)])
@@ -313,14 +316,16 @@ class Lone:
         return self.executor.values
 
 
-async def test_a_request_after_a_lone_one_runs_at_once(ticks: Ticks) -> None:
+async def test_every_request_after_a_lone_one_runs_at_once(ticks: Ticks) -> None:
     lone = Lone(ticks)
     await lone.asked(1)
-    task = lone.stage.send(1)
-    await asyncio.sleep(0)
-    assert task.done()
-    assert await _outcomes(task) == [[2]]
-    assert lone.stage.left_over == NOTHING
+    for i in range(3):
+        task = lone.stage.send(i)
+        await asyncio.sleep(0)
+        assert task.done()
+        assert await _outcomes(task) == [[i + 1]]
+        assert lone.stage.left_over == NOTHING
+        await turns()
 
 
 async def test_a_request_that_comes_alone_and_late_is_not_run(ticks: Ticks) -> None:
@@ -365,9 +370,10 @@ async def test_a_request_that_would_need_a_thread_waits_for_company(ticks: Ticks
 # Several instances
 
 
-async def test_instances_work_at_the_same_time() -> None:
+@pytest.mark.parametrize("batching", [None, Batching()])
+async def test_instances_work_at_the_same_time(batching: Batching | None) -> None:
     executors = [GatedExecutor(plus(1)), GatedExecutor(plus(1))]
-    stage = Stage(*executors)
+    stage = Stage(*executors, batching=batching)
     assert stage.scheduler.instances == 2
     tasks = [stage.send(i, key=(i,)) for i in range(3)]
     for executor in executors:
@@ -576,8 +582,9 @@ async def test_time_in_the_queue_ends_where_the_run_begins() -> None:
     assert stage.left_over == NOTHING
 
 
-async def test_a_request_that_waited_for_its_run_too_is_in_time() -> None:
-    busy = Busy(_policy(default_timeout_us=500_000))
+@pytest.mark.parametrize("action", ["reject", "delay"])
+async def test_a_request_that_waited_for_its_run_too_is_in_time(action: str) -> None:
+    busy = Busy(_policy(default_timeout_us=500_000, timeout_action=action))
     stage = await busy.begin()
     task = stage.send(1, within_s=9.0)
     await turns()
@@ -588,8 +595,11 @@ async def test_a_request_that_waited_for_its_run_too_is_in_time() -> None:
     await turns()
     assert not task.done()
     assert stage.clock.armed == [1009.0]
+    assert len(stage.scheduler.queue) == 0
     busy.executor.release()
     assert await _outcomes(task) == [[2]]
+    assert busy.executor.values == [[0], [1]]
+    assert stage.left_over == NOTHING
 
 
 async def test_a_policy_that_delays_serves_the_late_request_after_those_in_time() -> None:
@@ -626,6 +636,18 @@ async def test_a_delayed_request_still_has_its_deadline() -> None:
     await busy.end()
     assert busy.executor.values == [[0]]
     assert stage.left_over == NOTHING
+
+
+async def test_delayed_requests_stay_in_their_order_whatever_the_clock_does() -> None:
+    busy = Busy(_policy(default_timeout_us=500_000, timeout_action="delay"))
+    stage = await busy.begin()
+    tasks = [stage.send(i, key=(i,), within_s=5.0 + i) for i in (1, 2)]
+    await turns()
+    stage.clock.advance(1.0)
+    stage.clock.fire_early()
+    busy.executor.release(3)
+    await _outcomes(busy.first, *tasks)
+    assert busy.executor.values == [[0], [1], [2]]
 
 
 async def test_a_delayed_request_without_a_deadline_has_no_timer() -> None:
@@ -699,6 +721,22 @@ async def test_a_request_that_is_cancelled_while_it_runs_takes_nobody_along() ->
     assert len(stage.clock.armed) == 1
     executor.release()
     assert await _outcomes(stays) == [[3]]
+    assert stage.left_over == NOTHING
+
+
+async def test_a_request_that_is_cancelled_when_its_deadline_passes_counts_once() -> None:
+    executor = GatedExecutor()
+    stage = Stage(executor)
+    task = stage.send(1, within_s=5.0)
+    await executor.begun()
+    task.cancel()
+    stage.clock.advance(5.0)  # in the same turn
+    await turns()
+    assert stage.metrics.abandoned.value == 0
+    statistics = stage.scheduler.statistics
+    assert (statistics.cancel.count, statistics.fail.count) == (1, 0)
+    executor.release()
+    await stage.clock.heard.get()
     assert stage.left_over == NOTHING
 
 

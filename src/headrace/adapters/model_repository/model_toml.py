@@ -44,7 +44,7 @@ def apply(base: ModelConfig, text: str, *, labels: LabelReader) -> ModelConfig:
     try:
         file = msgspec.convert(tomllib.loads(text), _File)
         return _apply(base, file, labels)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         msg = f"model '{base.name}': config.toml: {_explain(error)}"
         raise ModelLoadFailed(msg) from error
 

@@ -15,6 +15,7 @@ from headrace.domain.binary import from_binary, shaped
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest
 from headrace.domain.tensors import (
+    MAX_CLASSES,
     NO_PARAMETERS,
     Array,
     InferContent,
@@ -149,8 +150,8 @@ def _outputs(outputs: Sequence[Any]) -> list[RequestedOutput]:
             parameters = _parameters(f"outputs[{i}].", output.parameters)
             _refuse_shared_memory(name, parameters)
             classes = parameters.get("classification", 0)
-            if type(classes) is not int or classes < 0:
-                msg = f"output '{name}': classification must be a whole number >= 0"
+            if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
+                msg = f"output '{name}': classification must be 0 to {MAX_CLASSES}"
                 raise InvalidRequest(msg)
         wanted.append(RequestedOutput(name, binary=True, classes=classes))
     return wanted

@@ -15,8 +15,9 @@ import numpy as np
 
 from headrace.domain.binary import from_binary
 from headrace.domain.datatypes import DATATYPES
-from headrace.domain.errors import InvalidRequest
+from headrace.domain.errors import InvalidRequest, PayloadTooLarge
 from headrace.domain.tensors import (
+    MAX_CLASSES,
     NO_PARAMETERS,
     RAW,
     InferContent,
@@ -28,6 +29,7 @@ from headrace.transport.oip_rest.tensor_json import from_json
 
 _MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
+_MAX_LOOK_BYTES: Final = 4 * 1024 * 1024
 _MAX_NAME: Final = 1024  # of a tensor, in characters: messages repeat it
 _NOTHING: Final = memoryview(b"")
 
@@ -170,8 +172,15 @@ def refuse_duplicate_keys(text: bytes) -> None:
 
     Parsers differ in which of the two they take, so a proxy and a server could see different
     requests in the same bytes. The typed decoder does not tell; this slow second look is taken
-    only where the number of colons says that there may be something.
+    only where the number of colons says that there may be something, and only up to a size: it
+    would hold up everybody else.
     """
+    if len(text) > _MAX_LOOK_BYTES:
+        msg = (
+            "the request body has keys that the protocol does not know, or escaped text beside "
+            f"colons: such a body may have {_MAX_LOOK_BYTES} bytes at most; send it as binary data"
+        )
+        raise PayloadTooLarge(msg)
     try:
         json.loads(
             bytes(text), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
@@ -241,8 +250,8 @@ def _outputs(outputs: list[_Output], request: Parameters) -> list[RequestedOutpu
         parameters = output.parameters or {}
         _refuse_shared_memory(output.name, parameters)
         classes = parameters.get("classification", 0)
-        if type(classes) is not int or classes < 0:
-            msg = f"output '{output.name}': classification must be a whole number >= 0"
+        if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
+            msg = f"output '{output.name}': classification must be 0 to {MAX_CLASSES}"
             raise InvalidRequest(msg)
         binary = parameters.get("binary_data", all_binary)
         if type(binary) is not bool:
