@@ -257,7 +257,7 @@ def test_a_number_of_classes_is_a_whole_number(
     setattr(asked.outputs.add(name="y").parameters["classification"], field, value)
     assert refused(channel, asked) == (
         "INVALID_ARGUMENT",
-        "output 'y': classification must be a whole number >= 0",
+        "output 'y': classification must be a whole number from 0 to 1024",
     )
 
 

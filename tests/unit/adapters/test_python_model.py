@@ -435,6 +435,45 @@ def test_an_integer_that_does_not_fit_is_the_models_failure(write: Write) -> Non
 # Failing
 
 
+def test_an_answer_is_not_changed_by_what_the_model_does_next(write: Write) -> None:
+    body = """\
+        self.buffer = getattr(self, "buffer", np.zeros(3, np.float32))
+        self.buffer[:] = inputs["x"]
+        return {"y": self.buffer}
+    """
+    executor = _load(write(_model(body)))
+    (first,) = executor.run({"x": X})
+    (second,) = executor.run({"x": X + 1})
+    assert first.tolist() == X.tolist()
+    assert second.tolist() == (X + 1).tolist()
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt()", "GeneratorExit()", "SystemExit(1)"])
+def test_whatever_a_model_raises_is_its_failure(write: Write, raised: str) -> None:
+    assert isinstance(_error(_load(write(_model(f"raise {raised}")))), ModelFailed)
+
+
+def test_a_class_without_a_module_cannot_spoil_the_log(write: Write) -> None:
+    body = """raise eval("type('X', (Exception,), {})('plain')", {})"""
+    error = _error(_load(write(_model(body))))
+    assert isinstance(error, ModelFailed)
+    assert error.message == "the model raised X: plain"
+
+
+def test_what_a_model_says_is_cut_and_fit_for_every_wire(write: Write) -> None:
+    error = _error(_load(write(_model("raise RuntimeError(chr(0xD800) + 'x' * 5000)"))))
+    assert error.message.startswith("the model raised RuntimeError: \\ud800xxx")
+    assert len(error.message) < 1200
+    error.message.encode()
+
+
+def test_the_code_of_a_model_that_cannot_be_loaded_is_forgotten(write: Write) -> None:
+    before = set(sys.modules)
+    with pytest.raises(ModelLoadFailed):
+        _load(write(_model(more="def load(self, context):\n    raise OSError")))
+    assert not [n for n in set(sys.modules) - before if n.startswith("headrace_model_")]
+
+
 def test_what_a_model_calls_invalid_is_the_clients_mistake(write: Write) -> None:
     body = 'from headrace import InvalidRequest; raise InvalidRequest("x must rise")'
     error = _error(_load(write(_model(body))))

@@ -23,6 +23,7 @@ from headrace.domain.tensors import InferContent, Tensor
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.served_version import ServedVersion
 from headrace.ports.model_control import IndexEntry, ModelControl
+from headrace.ports.repository import FoundModel
 from tests.support.executors import SIGNATURE, FakeExecutor, GatedExecutor, failing, plus
 from tests.unit.orchestrator.stage import House, turns, values
 
@@ -476,13 +477,13 @@ async def test_a_failed_version_is_tried_again_once_its_files_have_changed() -> 
     assert house.states() == {("m", "1"): "READY"}
 
 
-async def test_a_version_whose_file_vanishes_is_taken_out_with_the_reason() -> None:
+async def test_a_version_whose_file_vanishes_is_served_as_before_and_says_so() -> None:
     house = await _loaded(m={"1": "a", "2": "a"})
     house.repository.put("m", {"1": "a"}, problems={"2": "there is no file"})
     await house.models.poll()
-    assert house.states() == {("m", "1"): "READY", ("m", "2"): "UNAVAILABLE"}
-    assert (await _ask(house.models)).version == "1"
-    await house.loader.executors[1].ended()
+    assert house.states() == {("m", "1"): "READY", ("m", "2"): "READY"}
+    assert house.reasons() == {("m", "2"): "there is no file"}
+    assert (await _ask(house.models)).version == "2"
     house.repository.put("m", {"1": "a", "2": "a"})
     await house.models.poll()
     assert house.reasons() == {}
@@ -848,3 +849,21 @@ async def test_a_load_that_is_cancelled_after_the_close_brings_nothing_back() ->
     await discarded.ended()
     await house.models.close()
     assert [each.closed for each in house.loader.executors] == [1, 1]
+
+
+async def test_a_model_that_cannot_even_be_read_fails_alone() -> None:
+    house = House()
+    house.repository.put("bad")
+    house.repository.put("good")
+    find = house.repository.find
+
+    def broken(name: str, *, config_json: bytes | None = None) -> FoundModel | None:
+        if name == "bad":
+            raise RuntimeError("a defect")
+        return find(name, config_json=config_json)
+
+    house.repository.find = broken  # type: ignore[method-assign]
+    await house.models.load_all()
+    await house.models.poll()
+    assert house.states()["good", "1"] == "READY"
+    assert house.states()["bad", ""] == "UNAVAILABLE"
