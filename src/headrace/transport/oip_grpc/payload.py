@@ -151,7 +151,8 @@ def _outputs(outputs: Sequence[Any]) -> list[RequestedOutput]:
             _refuse_shared_memory(name, parameters)
             classes = parameters.get("classification", 0)
             if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
-                msg = f"output '{name}': classification must be a whole number from 0 to {MAX_CLASSES}"
+                what = f"classification must be a whole number from 0 to {MAX_CLASSES}"
+                msg = f"output '{name}': {what}"
                 raise InvalidRequest(msg)
         wanted.append(RequestedOutput(name, binary=True, classes=classes))
     return wanted

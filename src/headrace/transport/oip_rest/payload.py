@@ -251,7 +251,8 @@ def _outputs(outputs: list[_Output], request: Parameters) -> list[RequestedOutpu
         _refuse_shared_memory(output.name, parameters)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
-            msg = f"output '{output.name}': classification must be a whole number from 0 to {MAX_CLASSES}"
+            what = f"classification must be a whole number from 0 to {MAX_CLASSES}"
+            msg = f"output '{output.name}': {what}"
             raise InvalidRequest(msg)
         binary = parameters.get("binary_data", all_binary)
         if type(binary) is not bool:
