@@ -226,6 +226,7 @@ class Models:
     async def _refresh(self, model: str) -> None:
         async with self._lock(model):
             if model in self._overridden or model in self._unloaded:
+                self._expected.discard(model)
                 return
             found = await self._find(model)
             self._expected.discard(model)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ async def test_the_models_are_what_operators_wires_ask() -> None:
 
 async def test_every_version_of_every_model_is_loaded_the_oldest_first() -> None:
     house = await _loaded(b={"10": "a", "9": "a", "beta": "a"}, a={"1": "a"})
-    assert house.loader.loaded == [("a", "1"), ("b", "9"), ("b", "10"), ("b", "beta")]
+    loaded = house.loader.loaded
+    assert [version for name, version in loaded if name == "b"] == ["9", "10", "beta"]
+    assert ("a", "1") in loaded
     assert set(house.states().values()) == {"READY"}
     assert house.reasons() == {}
 
@@ -222,6 +225,64 @@ async def test_while_a_model_loads_it_is_not_ready() -> None:
     hold.release()
     await loading
     assert house.models.obstacle("m") is None
+
+
+async def test_a_model_that_hangs_while_it_loads_keeps_no_other_waiting() -> None:
+    house = House()
+    for name in ("a", "m", "z"):
+        house.repository.put(name)
+    holds = {name: house.loader.hold(name, "1") for name in ("a", "m", "z")}
+    loading = asyncio.get_running_loop().create_task(house.models.load_all())
+    for hold in holds.values():
+        await hold.begun()
+    for name in ("m", "z"):
+        holds[name].release()
+        while house.models.obstacle(name) is not None:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+    assert not loading.done()
+    assert _told(house, "a").message == "model 'a' is not ready, it is loading"
+    holds["a"].release()
+    await loading
+    assert set(house.states().values()) == {"READY"}
+
+
+async def test_while_models_load_those_of_the_repository_are_told_from_the_unknown() -> None:
+    house = House()
+    house.repository.put("m")
+    gate = threading.Event()
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    find = house.repository.find
+
+    def slow(name: str, *, config_json: bytes | None = None) -> FoundModel | None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait()
+        return find(name, config_json=config_json)
+
+    house.repository.find = slow  # type: ignore[method-assign]
+    loading = loop.create_task(house.models.load_all())
+    await begun.wait()
+    assert _told(house, "m").message == "model 'm' is not ready: models are still being loaded"
+    assert isinstance(_told(house, "n"), UnknownModel)
+    gate.set()
+    await loading
+    assert house.models.obstacle("m") is None
+
+
+async def test_a_model_that_was_unloaded_before_its_turn_is_unknown() -> None:
+    house = House()
+    house.repository.put("m")
+    of_request = house.loader.hold("m", "1")
+    loop = asyncio.get_running_loop()
+    by_request = loop.create_task(house.models.load("m"))
+    await of_request.begun()
+    unloading = loop.create_task(house.models.unload("m"))
+    await turns()
+    in_turn = loop.create_task(house.models.load_all())
+    of_request.release()
+    await asyncio.gather(by_request, unloading, in_turn)
+    assert isinstance(_told(house, "m"), UnknownModel)
+    assert house.states() == {("m", ""): "UNAVAILABLE"}
 
 
 async def test_a_version_that_could_not_be_loaded_is_told_with_its_reason() -> None:
@@ -590,7 +651,12 @@ async def test_polling_leaves_a_model_with_a_configuration_from_the_request_alon
 
 
 async def test_a_poll_that_waits_for_such_a_load_does_not_undo_it() -> None:
-    house = await _loaded(a={"1": "a"}, m={"1": "a"})
+    house = House()
+    replaced = FakeExecutor()
+    house.loader.will("a", "1", [replaced])
+    for name in ("a", "m"):
+        house.repository.put(name)
+    await house.models.load_all()
     house.repository.put("a", {"1": "b"})
     before, of_request = house.loader.hold("a", "1"), house.loader.hold("m", "1")
     loop = asyncio.get_running_loop()
@@ -600,7 +666,7 @@ async def test_a_poll_that_waits_for_such_a_load_does_not_undo_it() -> None:
     await of_request.begun()
     house.repository.put("m", {"1": "b"})
     before.release()
-    await house.loader.executors[0].ended()  # by then the poll has come to m
+    await replaced.ended()  # by then the poll has come to m
     of_request.release()
     await asyncio.gather(loading, polling)
     assert house.loader.loaded.count(("m", "1")) == 2
