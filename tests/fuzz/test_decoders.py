@@ -73,7 +73,7 @@ PIECES: Final = st.sampled_from(
 @st.composite
 def changed_documents(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
     """A valid document with other values, keys or lengths in some of its places."""
-    document = deepcopy(valid)
+    document: Any = deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
         holder: Any = document
         while True:

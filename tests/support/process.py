@@ -57,9 +57,13 @@ class Server:
         return f"http://{self.address}"
 
     def log(self) -> list[dict[str, Any]]:
-        """The JSON log lines written so far."""
-        lines = self._log_file.read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        """The JSON log lines written so far, without one that is half written."""
+        lines = self.log_text().splitlines(keepends=True)
+        return [json.loads(x) for x in lines if x.startswith("{") and x.endswith("\n")]
+
+    def foreign_lines(self) -> list[str]:
+        """What stands in the log and is no JSON line of ours: a warning, a traceback."""
+        return [line for line in self.log_text().splitlines() if not line.startswith("{")]
 
     def log_text(self) -> str:
         """All that was written to stderr and stdout."""

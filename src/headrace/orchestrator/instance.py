@@ -58,7 +58,7 @@ class Instance:
     def close(self) -> None:
         """End the thread once its work is done, then release the executor."""
         if self._thread is None:
-            self.executor.close()
+            self._release()
         else:
             self._work.put(None)
 
@@ -69,7 +69,11 @@ class Instance:
                 self._loop.call_soon_threadsafe(self._finished, self, run, execution)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
+        self._release()
+
+    def _release(self) -> None:
         self.executor.close()
+        del self.executor  # what refers to the instance for a while yet must not keep the model
 
     def _execute(self, run: Run) -> Execution:
         try:

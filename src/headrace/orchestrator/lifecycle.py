@@ -300,7 +300,7 @@ class Models:
             reason = served.message
             _logger.error("model %s version %s cannot be served: %s", name, version, reason)
             self._metrics.loads.labels(name, "failed").value += 1
-            gc.collect()
+            _collect_soon()
             if old is None:
                 records[version] = VersionRecord(State.UNAVAILABLE, reason, found.fingerprint)
             else:  # what worked goes on working
@@ -375,7 +375,7 @@ class Models:
             )  # fmt: skip
         finally:
             served.scheduler.close()
-            gc.collect()  # what it held may be large, and refers to itself in many ways
+            _collect_soon()
 
     def _rebuild_table(self) -> None:
         table = {}
@@ -422,3 +422,11 @@ def _not_found(model: str) -> str:
 
 def _ordered(records: Mapping[str, VersionRecord]) -> list[tuple[str, VersionRecord]]:
     return sorted(records.items(), key=lambda item: version_order(item[0]))
+
+
+def _collect_soon() -> None:
+    """Collect garbage once the frames that held a model are gone.
+
+    What it held may be large, and refers to itself in many ways.
+    """
+    asyncio.get_running_loop().call_soon(gc.collect)

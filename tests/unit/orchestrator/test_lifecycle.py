@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -351,6 +352,23 @@ async def test_the_replaced_version_ends_what_it_has_and_is_closed_once() -> Non
     await old.ended()
     await house.models.close()
     assert old.closed == 1
+
+
+async def test_the_replaced_version_leaves_nothing_behind() -> None:
+    house = House()
+    house.repository.put("m")
+    old = FakeExecutor(plus(1))
+    house.loader.will("m", "1", [old])
+    await house.models.load_all()
+    assert await _amount(house.models) == 1
+    gone = weakref.ref(old)
+    del old
+    house.loader.executors.clear()
+    house.loader.will("m", "1", [FakeExecutor(plus(2))])
+    await house.models.load("m")
+    await turns()
+    assert gone() is None
+    assert await _amount(house.models) == 2
 
 
 async def test_a_reload_that_fails_keeps_the_old_version_serving_with_the_reason() -> None:
