@@ -50,6 +50,62 @@ class Unsupported(HeadraceError):
     code = "unsupported"
 
 
+class NotFound(HeadraceError):
+    """No such object, or none that the caller's tenant owns."""
+
+    code = "not_found"
+
+
+class AlreadyExists(HeadraceError):
+    """Something with that name is there."""
+
+    code = "already_exists"
+
+
+class Conflict(HeadraceError):
+    """The object's present state, or what depends on it, does not allow this."""
+
+    code = "conflict"
+
+
+class PreconditionRequired(HeadraceError):
+    """A write must say, with If-Match, which state it changes."""
+
+    code = "precondition_required"
+
+
+class PreconditionFailed(HeadraceError):
+    """The object was changed since the caller read it."""
+
+    code = "precondition_failed"
+
+
+class StoreUnavailable(HeadraceError):
+    """A database or an object store does not answer; nothing was changed by this request."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class StorageFull(HeadraceError):
+    """There is no room left for what was sent."""
+
+    code = "storage_full"
+
+
+class CacheUnavailable(HeadraceError):
+    """The shared cache does not answer. Never an answer to a client: the store is asked instead."""
+
+    code = "cache_unavailable"
+    retryable = True
+
+
+class ChangesForgotten(HeadraceError):
+    """The change log does not go back so far. Never an answer to a client."""
+
+    code = "changes_forgotten"
+
+
 class UnknownModel(HeadraceError):
     """No model, or no version of it, under that name."""
 

@@ -17,8 +17,10 @@ class GrpcStatus(enum.IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    ALREADY_EXISTS = 6
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
@@ -42,6 +44,15 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus]]] = {
     "queue_timeout": (503, _G.UNAVAILABLE),
     "deadline_exceeded": (504, _G.DEADLINE_EXCEEDED),
     "shutting_down": (503, _G.UNAVAILABLE),
+    "not_found": (404, _G.NOT_FOUND),
+    "already_exists": (409, _G.ALREADY_EXISTS),
+    "conflict": (409, _G.FAILED_PRECONDITION),
+    "precondition_required": (428, _G.FAILED_PRECONDITION),
+    "precondition_failed": (412, _G.ABORTED),
+    "store_unavailable": (503, _G.UNAVAILABLE),
+    "storage_full": (507, _G.RESOURCE_EXHAUSTED),
+    "cache_unavailable": (503, _G.UNAVAILABLE),
+    "changes_forgotten": (503, _G.UNAVAILABLE),
     "invalid_settings": (500, _G.INTERNAL),
     "internal": (500, _G.INTERNAL),
 }
