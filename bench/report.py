@@ -51,6 +51,10 @@ NOTES: Final = (
         "mean number of rows of a run."
     ),
     (
+        "A budget in µs of processor time was set on another machine, and its number stands in "
+        "brackets; the limit is the same share of naive's cost in this run."
+    ),
+    (
         "Budgets of remote pass-through, gRPC, several processes and offline batches are not "
         "measured here."
     ),

@@ -19,6 +19,7 @@ from headrace.domain.tensors import Array
 
 _LENGTH: Final = struct.Struct("<I")
 _MAX_BOOL: Final = 1
+_SMALL_BYTES: Final = 4096
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
@@ -69,6 +70,8 @@ def to_binary(datatype: str, array: Array) -> bytes | memoryview:
     if datatype == "BF16":
         return _round_to_bf16(array).tobytes()
     dtype = DATATYPES[datatype].dtype
+    if array.nbytes <= _SMALL_BYTES and array.dtype == dtype:
+        return array.tobytes()  # the copy is cheaper than a view
     ready = np.ascontiguousarray(array, dtype=dtype)
     return ready.reshape(-1).view(np.uint8).data if ready.size else b""
 

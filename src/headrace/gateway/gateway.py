@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from headrace.domain.calls import Call
 from headrace.domain.errors import (
@@ -53,7 +53,8 @@ class Gateway:
         # until the router has seen the request its model's name is only what a client wrote
         model, version, outcome = "", "", "ok"
         try:
-            self._admit()
+            if self.draining:
+                self._refuse()
             narrowed = self._narrowed(request, call)
             model, version = request.model, request.version
             response = await self._service.infer(request, narrowed)
@@ -75,18 +76,18 @@ class Gateway:
             metrics.in_flight.value -= 1
             metrics.record(model, version, outcome, self._clock() - call.received)
 
-    def _admit(self) -> None:
-        if self.draining:
-            msg = "this server is shutting down"
-            raise ShuttingDown(msg, retry_after_s=_RETRY_AFTER_S)
+    def _refuse(self) -> NoReturn:
+        msg = "this server is shutting down"
+        raise ShuttingDown(msg, retry_after_s=_RETRY_AFTER_S)
 
     def _narrowed(self, request: InferRequest, call: Call) -> Call:
         """The call with its one deadline: the smallest of all wishes, within the maximum."""
         settings = self._settings
         priority, wish_s = call.priority, call.deadline - call.received
         if parameters := request.parameters:
-            priority = _whole("priority", parameters) or priority
-            if timeout_us := _whole("timeout", parameters):
+            if "priority" in parameters:
+                priority = _whole("priority", parameters) or priority
+            if "timeout" in parameters and (timeout_us := _whole("timeout", parameters)):
                 wish_s = min(wish_s, timeout_us / 1e6)
         timeout_s = settings.default_timeout_s
         if wish_s != math.inf:
@@ -106,7 +107,7 @@ class Gateway:
 
 
 def _whole(key: str, parameters: Parameters) -> int:
-    value = parameters.get(key, 0)
+    value = parameters[key]
     if type(value) is str and value.isdecimal() and len(value) < 20:  # noqa: PLR2004
         value = int(value)  # int64 in proto JSON is a string
     if type(value) is not int or not 0 <= value < _MAX_US:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from headrace.domain.calls import Call
 from headrace.domain.errors import HeadraceError
 from headrace.domain.inference import InferRequest, InferResponse
@@ -14,9 +17,11 @@ class Orchestrator:
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+    def infer(
+        self, request: InferRequest, call: Call
+    ) -> Coroutine[Any, Any, InferResponse]:  # its own frame would only wait
         """Run the request on the version it names, or on the newest."""
-        return await self._models.get(request.model, request.version).infer(request, call)
+        return self._models.get(request.model, request.version).infer(request, call)
 
     def obstacle(self, model: str, version: str) -> HeadraceError | None:
         """What stands in the way of a request now; None: it would be run."""

@@ -11,7 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from headrace.domain.errors import DeadlineExceeded, HeadraceError, ModelNotReady, QueueTimeout
+from headrace.domain.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    ModelNotReady,
+    QueueFull,
+    QueueTimeout,
+)
 from headrace.domain.models import Batching
 from headrace.domain.tensors import Array
 from headrace.orchestrator.batching import Run, Wait, plan
@@ -91,15 +97,19 @@ class Scheduler:
         Raises:
             QueueFull, QueueTimeout, DeadlineExceeded, ModelFailed, InvalidRequest.
         """
-        self.queue.push(request)
         self._in_flight += 1
-        self._unarmed.append(request)
-        if not self._scheduled:
-            if self._alone(request):
-                self._same_turn = True
-                self._loop.call_soon(self._end_turn)
-                self._dispatch()
-            else:  # every request that this turn of the loop reads joins the batch
+        if not self._scheduled and self._alone(request):
+            self._same_turn = True
+            self._loop.call_soon(self._end_turn)
+            self._run_here(Run([request], request.rows), request.enqueued)
+        else:
+            try:
+                self.queue.push(request)
+            except QueueFull:
+                self._in_flight -= 1
+                raise
+            self._unarmed.append(request)
+            if not self._scheduled:  # every request that this turn of the loop reads joins in
                 self._scheduled = True
                 self._loop.call_soon(self._dispatch)
         try:
@@ -142,8 +152,9 @@ class Scheduler:
         return (
             self._last_run == 1
             and not self._same_turn
-            and len(self.queue) == 1
+            and not self.queue
             and bool(self._idle)
+            and request.deadline > request.enqueued
             and self._bounded
             and self.times.predict(request.rows) < _INLINE_BELOW_S
         )
@@ -169,18 +180,23 @@ class Scheduler:
                 break
             if not self._take(decision, now):
                 continue
-            instance = self._idle.pop()
-            instance.run = decision
-            instance.since = now
             if self._bounded and self.times.predict(decision.rows) < _INLINE_BELOW_S:
-                self._finish(instance, decision, instance.run_here(decision))
+                self._run_here(decision, now)
                 break  # let the loop read before the next batch is formed
+            instance = self._idle.pop()
+            instance.run, instance.since = decision, now
             instance.run_on_thread(decision)
         if self._unarmed:
             for request in self._unarmed:
                 if not request.future.done():
                     self._arm(request)
             self._unarmed.clear()
+
+    def _run_here(self, run: Run, now: float) -> None:
+        """Run on the loop's own thread, and answer at once."""
+        instance = self._idle.pop()
+        instance.run, instance.since = run, now
+        self._finish(instance, run, instance.run_here(run))
 
     def _take(self, run: Run, now: float) -> bool:
         """Take the run's requests out of the queue; False where one is late, or was cancelled."""

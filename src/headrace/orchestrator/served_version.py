@@ -53,7 +53,8 @@ class ServedVersion:
         self.metrics = metrics
         self._loop = loop
         self._check = RequestCheck(model, self.signature, max_batch_size=self.max_batch_size)
-        self._outputs = [(spec.name, spec.datatype) for spec in self.signature.outputs]
+        self._names = [spec.name for spec in self.signature.outputs]
+        self._datatypes = [spec.datatype for spec in self.signature.outputs]
         self._labels = {spec.name: spec.labels for spec in self.signature.outputs}
         self._max_timeout_s = config.max_timeout_s or math.inf
         self._default_timeout_s = min(config.default_timeout_s or math.inf, self._max_timeout_s)
@@ -90,10 +91,7 @@ class ServedVersion:
         return InferResponse(self.model, self.version, self._answer(content, arrays), content.id)
 
     def _answer(self, content: InferContent, arrays: Sequence[Array]) -> list[Tensor]:
-        tensors = [
-            Tensor(name, datatype, array)
-            for (name, datatype), array in zip(self._outputs, arrays, strict=True)
-        ]
+        tensors = list(map(Tensor, self._names, self._datatypes, arrays))
         if content.outputs is None:
             return tensors
         by_name = {tensor.name: tensor for tensor in tensors}

@@ -58,9 +58,14 @@ class VersionStatistics(msgspec.Struct):
         batch = self.batches.get(rows)
         if batch is None:
             batch = self.batches[rows] = BatchStatistics()
-        batch.compute_input.add(input_ns)
-        batch.compute_infer.add(infer_ns)
-        batch.compute_output.add(output_ns)
+        # here and below without a call for each: eight of them cost more than the counting
+        for duration, ns in (
+            (batch.compute_input, input_ns),
+            (batch.compute_infer, infer_ns),
+            (batch.compute_output, output_ns),
+        ):
+            duration.count += 1
+            duration.ns += ns
 
     def add_success(
         self,
@@ -77,11 +82,15 @@ class VersionStatistics(msgspec.Struct):
         Every request of a batch takes the whole time of its run.
         """
         self.inference_count += rows
-        self.success.add(queue_ns + requests * (input_ns + infer_ns + output_ns), requests)
-        self.queue.add(queue_ns, requests)
-        self.compute_input.add(requests * input_ns, requests)
-        self.compute_infer.add(requests * infer_ns, requests)
-        self.compute_output.add(requests * output_ns, requests)
+        for duration, ns in (
+            (self.success, queue_ns + requests * (input_ns + infer_ns + output_ns)),
+            (self.queue, queue_ns),
+            (self.compute_input, requests * input_ns),
+            (self.compute_infer, requests * infer_ns),
+            (self.compute_output, requests * output_ns),
+        ):
+            duration.count += requests
+            duration.ns += ns
 
     def as_triton(self, name: str, version: str) -> dict[str, Any]:
         """One element of `model_stats`."""

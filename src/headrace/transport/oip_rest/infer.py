@@ -69,14 +69,16 @@ class InferWire:
         found = self._handlers.get(target)
         if found is None and (match := _TARGET.fullmatch(target)) is not None:
             model, version = (_unquoted(part or b"") for part in match.groups())
-            found = partial(self._answer, model, version)
+            found = partial(self._answer, model, version, _odd_name(model, version))
             if len(target) <= _TARGET_BYTES_KEPT:  # clients name targets: bound what is kept
                 if len(self._handlers) >= _TARGETS_KEPT:
                     self._handlers.clear()
                 self._handlers[target] = found
         return found
 
-    async def _answer(self, model: str, version: str, http: HttpRequest) -> HttpResponse:
+    async def _answer(
+        self, model: str, version: str, odd_name: str, http: HttpRequest
+    ) -> HttpResponse:
         received = self._clock()
         headers = http.headers
         request_id = read_request_id(headers, self._ids)
@@ -86,16 +88,20 @@ class InferWire:
         answer = _UNSENT
         try:
             principal = self._authenticate(headers)
-            require_name("model", model)
-            if version:
-                require_name("version", version)
-            call = self._call(headers, received, request_id, principal)
-            if call.trace is not None:
-                trace_id = call.trace.trace_id
+            if odd_name:
+                raise InvalidRequest(odd_name)
+            if b"traceparent" in headers or b"request-timeout" in headers:
+                call = self._call(headers, received, request_id, principal)
+                if call.trace is not None:
+                    trace_id = call.trace.trace_id
+            else:
+                call = Call(request_id, principal, received)
             received_body = (
                 await self._decoded(http) if b"content-encoding" in headers else http.body
             )
-            payload = RestPayload(received_body, _header_length(headers))
+            payload = RestPayload(received_body)
+            if b"inference-header-content-length" in headers:
+                payload.header_length = _header_length(headers)
             request = InferRequest(model, version, payload)
             response = await self._service.infer(request, call)
             lines, body = encode(response, request.content)
@@ -145,7 +151,7 @@ class InferWire:
         timeout = headers.get(b"request-timeout")
         if timeout is not None:
             deadline = received + _seconds(timeout)
-        trace = read_trace(headers, self._ids) if b"traceparent" in headers else None
+        trace = read_trace(headers, self._ids)
         return Call(request_id, principal, received, deadline, 0, trace)
 
     async def _decoded(self, http: HttpRequest) -> bytes:
@@ -174,10 +180,19 @@ def _unquoted(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
 
 
-def _header_length(headers: dict[bytes, bytes]) -> int | None:
-    value = headers.get(b"inference-header-content-length")
-    if value is None:
-        return None
+def _odd_name(model: str, version: str) -> str:
+    """What is wrong with the names of a target; "" where nothing is."""
+    try:
+        require_name("model", model)
+        if version:
+            require_name("version", version)
+    except InvalidRequest as error:
+        return error.message
+    return ""
+
+
+def _header_length(headers: dict[bytes, bytes]) -> int:
+    value = headers[b"inference-header-content-length"]
     if not value.isdigit() or len(value) > 18:  # noqa: PLR2004 - more is beyond any body
         msg = "Inference-Header-Content-Length must be a whole number of bytes within the body"
         raise InvalidRequest(msg)

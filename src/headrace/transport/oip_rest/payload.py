@@ -61,35 +61,31 @@ class _Request(msgspec.Struct, gc=False):
     )
 
 
-class _Parameterised(msgspec.Struct, gc=False):
-    parameters: _Parameters = {}
-
-
 _decode_request: Final = msgspec.json.Decoder(_Request).decode
-_decode_parameters: Final = msgspec.json.Decoder(_Parameterised).decode
 
 
-class RestPayload(msgspec.Struct, frozen=True, gc=False):
+class RestPayload(msgspec.Struct, gc=False):
     """The body as received; `header_length` is None where all of it is JSON."""
 
     body: bytes
     header_length: int | None = None
+    _request: _Request | None = None  # its tensors' data is still text
 
     def parameters(self) -> Parameters:
         """The request's own parameters; decodes nothing where the body cannot have any."""
-        text = self._json()
+        text = self.body if self.header_length is None else self._json()
         if b'"parameters"' not in text:
             return NO_PARAMETERS
-        decoded: _Parameterised = _checked(_decode_parameters, text)
-        return decoded.parameters
+        self._request = request = _checked(text)
+        return request.parameters or NO_PARAMETERS
 
     def decode(self) -> InferContent:
         """Decode everything. Raises InvalidRequest naming the field."""
         if self.header_length == 0:
             raw = np.frombuffer(self.body, dtype=np.uint8)
             return InferContent([Tensor("", RAW, raw)], binary_outputs=True)
-        text = self._json()
-        request: _Request = _checked(_decode_request, text)
+        text = self.body if self.header_length is None else self._json()
+        request = self._request or _checked(text)
         colons, keys = text.count(b":"), _keys(request)
         # an escaped colon counts among the values' and not in the text, so it could hide a key
         if colons != keys and (b"\\" in text or colons != keys + _colons_in_values(request)):
@@ -121,9 +117,9 @@ class RestPayload(msgspec.Struct, frozen=True, gc=False):
         return self.body[:length]
 
 
-def _checked(decode: Any, text: bytes) -> Any:
+def _checked(text: bytes) -> _Request:
     try:
-        return decode(text)
+        return _decode_request(text)
     except msgspec.ValidationError as error:
         msg = f"invalid inference request: {error}"
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import struct
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -26,7 +28,14 @@ _DECODE: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
     kind: msgspec.json.Decoder(elements).decode for kind, elements in _ELEMENTS.items()
 }
 _NESTED: Final = re.compile(rb"\s*\[\s*\[")
-_FEW: Final = 48  # elements up to which plain Python is quicker than numpy
+_FEW: Final = 4096  # elements up to which `struct` is quicker than numpy
+#: How `struct` writes an element of each datatype.
+_FORMATS: Final = {
+    "BOOL": "?",
+    "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
+    "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
+    "FP32": "f", "FP64": "d",
+}  # fmt: skip
 #: The largest that rounds to a float32 and not to infinity: the shortest decimal form of the
 #: largest float32, 3.4028235e38, is above it.
 _FLOAT32_MAX: Final = math.nextafter(2.0**128 - 2.0**103, 0.0)
@@ -75,27 +84,29 @@ def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:
             msg = f"input '{name}' holds a lone surrogate, which is not text"
             raise InvalidRequest(msg) from None
         return array
-    if kind.name == "FP32":
-        return _float32(name, elements)
     try:
+        if len(elements) <= _FEW:
+            return np.frombuffer(_packer(kind.name, len(elements))(*elements), dtype=kind.dtype)
+        if kind.name == "FP32":
+            return _float32(elements)
         return np.array(elements, dtype=kind.dtype)
-    except OverflowError:
+    except (OverflowError, struct.error):
         msg = f"input '{name}' holds a number outside the range of {kind.name}"
         raise InvalidRequest(msg) from None
 
 
-def _float32(name: str, elements: list[float]) -> Array:
+@functools.lru_cache(maxsize=1024)
+def _packer(datatype: str, count: int) -> Callable[..., bytes]:
+    """Writes `count` elements; refuses what is out of the datatype's range, rounded or not."""
+    return struct.Struct(f"={count}{_FORMATS[datatype]}").pack
+
+
+def _float32(elements: list[float]) -> Array:
     """JSON numbers have no infinity, so none may come of them by rounding either."""
-    if len(elements) <= _FEW:
-        fits = not elements or -_FLOAT32_MAX <= min(elements) <= max(elements) <= _FLOAT32_MAX
-        numbers: Sequence[float] | Array = elements
-    else:
-        numbers = np.array(elements, dtype=np.float64)
-        fits = bool(numbers.min() >= -_FLOAT32_MAX and numbers.max() <= _FLOAT32_MAX)
-    if not fits:
-        msg = f"input '{name}' holds a number outside the range of FP32"
-        raise InvalidRequest(msg)
-    return np.array(numbers, dtype=np.float32)
+    numbers = np.array(elements, dtype=np.float64)
+    if not (numbers.min() >= -_FLOAT32_MAX and numbers.max() <= _FLOAT32_MAX):
+        raise OverflowError
+    return numbers.astype(np.float32)
 
 
 def _flatten(name: str, shape: Sequence[int], nested: Any) -> list[Any]:
