@@ -1,0 +1,66 @@
+"""Named SQL statements, read from the `.sql` files beside this module.
+
+A statement begins with `-- name: its_name` and ends with `;`. Parameters are written `:name`, as
+SQLite takes them; PostgreSQL gets `$1`, `$2` and so on in their place.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Final
+
+import msgspec
+
+_HEADING: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+#: What may hold a colon that begins no parameter, and then a parameter.
+_TOKEN: Final = re.compile(
+    r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/|\$\$.*?\$\$|::|:(?P<name>[a-z_]\w*)", re.DOTALL
+)
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """One statement, in both ways of writing its parameters."""
+
+    name: str
+    sql: str  # with :name
+    numbered: str  # with $1
+    parameters: tuple[str, ...]  # their names, in the order of the numbers
+
+
+def statement(name: str, sql: str) -> Statement:
+    """Translate a statement's parameters; one that stands twice is one number."""
+    names: list[str] = []
+
+    def numbered(token: re.Match[str]) -> str:
+        parameter = token["name"]
+        if parameter is None:
+            return token[0]
+        if parameter not in names:
+            names.append(parameter)
+        return f"${names.index(parameter) + 1}"
+
+    translated = _TOKEN.sub(numbered, sql)
+    return Statement(name, sql, translated, tuple(names))
+
+
+@functools.cache
+def statements() -> Mapping[str, Statement]:
+    """Every statement of the `queries` folder by its name."""
+    found: dict[str, Statement] = {}
+    for file in resources.files(__package__).joinpath("queries").iterdir():
+        for each in read(file.read_text("utf-8")):
+            if each.name in found:
+                msg = f"{file.name}: there are two statements called {each.name}"
+                raise ValueError(msg)
+            found[each.name] = each
+    return found
+
+
+def read(text: str) -> Iterator[Statement]:
+    """The statements of one file."""
+    _, *parts = _HEADING.split(text)
+    for name, sql in zip(parts[::2], parts[1::2], strict=True):
+        yield statement(name, sql.strip().removesuffix(";"))

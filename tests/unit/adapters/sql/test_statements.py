@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from headrace.adapters.sql.statements import read, statement, statements
+
+
+@pytest.mark.parametrize(
+    ("sql", "numbered", "parameters"),
+    [
+        ("SELECT 1", "SELECT 1", ()),
+        ("a = :a AND b = :b", "a = $1 AND b = $2", ("a", "b")),
+        ("a = :a OR c = :a_b OR d > :a", "a = $1 OR c = $2 OR d > $1", ("a", "a_b")),
+        ("a = ':a' AND b = :b", "a = ':a' AND b = $1", ("b",)),
+        ("a = 'it''s :a' AND b = :b", "a = 'it''s :a' AND b = $1", ("b",)),
+        ('":a" = :b', '":a" = $1', ("b",)),
+        ("a -- of :a\n= :b", "a -- of :a\n= $1", ("b",)),
+        ("/* :a\n:b */ :c", "/* :a\n:b */ $1", ("c",)),
+        ("$$ :a $$ :b", "$$ :a $$ $1", ("b",)),
+        (":a::text", "$1::text", ("a",)),
+        (r"LIKE :a ESCAPE '\' AND b = :b", r"LIKE $1 ESCAPE '\' AND b = $2", ("a", "b")),
+        ("(:a, :b)", "($1, $2)", ("a", "b")),
+    ],
+)
+def test_parameters_become_numbers(sql: str, numbered: str, parameters: tuple[str, ...]) -> None:
+    translated = statement("s", sql)
+    assert (translated.sql, translated.numbered) == (sql, numbered)
+    assert translated.parameters == parameters
+
+
+def test_a_file_holds_statements_by_name() -> None:
+    text = "-- of no statement\n-- name: one\n-- why\nSELECT 1;\n\n-- name: two\nSELECT :a\n;\n"
+    found = {each.name: each.sql for each in read(text)}
+    assert found == {"one": "-- why\nSELECT 1", "two": "SELECT :a\n"}
+
+
+def test_there_is_a_statement_for_everything_that_is_done_with_a_kind() -> None:
+    known = statements()
+    for kind in ("model", "version", "alias", "endpoint", "route", "key"):
+        assert {f"get_{kind}", f"put_{kind}", f"delete_{kind}"} <= set(known)
+
+
+def test_statements_are_single_ones() -> None:
+    for each in statements().values():
+        assert ";" not in each.sql, each.name
