@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -89,7 +89,7 @@ class ModelFolder:
         files = _ModelFiles(name, folder)
         try:
             if config_json is None:
-                config = self._stored_config(files)
+                config = files.stored_config(note=self._warn)
             else:
                 config = self._sent_config(files, config_json)
             return self._versions(files, config)
@@ -106,17 +106,6 @@ class ModelFolder:
         if not name.startswith("."):
             self._warn(f"folder {name!a} of '{self.root}' is skipped: no model may be named so")
         return False
-
-    def _stored_config(self, files: _ModelFiles) -> ModelConfig:
-        config = ModelConfig(files.name)
-        pbtxt, toml = (files.config_text(name) for name in CONFIG_FILES)
-        if pbtxt is not None:
-            config = triton_config.from_text(
-                pbtxt, name=files.name, labels=files.labels, note=self._warn
-            )
-        if toml is not None:
-            config = model_toml.apply(config, toml, labels=files.labels)
-        return files.checked(config)
 
     def _sent_config(self, files: _ModelFiles, data: bytes) -> ModelConfig:
         files.sent_config = data
@@ -174,6 +163,32 @@ class ModelFolder:
             log.warning("%s", text)
 
 
+def read_artifact(folder: Path, *, name: str, version: str, fingerprint: str) -> FoundVersion:
+    """Read one version whose `model.onnx` lies beside its configuration, in no version folder.
+
+    It is ONNX whatever its configuration says: an artifact was sent by somebody, and is no code.
+    `fingerprint` is the artifact's digest: what is in such a folder never changes.
+
+    Raises:
+        ModelLoadFailed: there is no such file, or the configuration cannot be served.
+    """
+    files = _ModelFiles(name, folder)
+    filename = _FILENAMES["onnxruntime_onnx"]
+    try:
+        config = files.stored_config(note=lambda text: log.warning("%s", text))
+    except OSError as error:
+        msg = f"model '{name}': its configuration cannot be read: {error.strerror}"
+        raise ModelLoadFailed(msg) from error
+    if config.platform not in {None, "onnxruntime_onnx"} or config.filename not in {"", filename}:
+        msg = f"model '{name}': its configuration asks for other than {filename} of an artifact"
+        raise ModelLoadFailed(msg)
+    if not (folder / filename).is_file():
+        raise ModelLoadFailed(f"model '{name}' has no {filename}")
+    chosen = msgspec.structs.replace(config, platform="onnxruntime_onnx", filename=filename)
+    source = ModelSource(chosen, "onnxruntime_onnx", version, folder / filename, folder)
+    return FoundVersion(source, fingerprint)
+
+
 class _ModelFiles:
     """The files of one model's folder, and which of them one reading has used."""
 
@@ -182,6 +197,20 @@ class _ModelFiles:
         self.folder = folder
         self.sent_config = b""
         self._used: set[Path] = set()
+
+    def stored_config(self, *, note: Callable[[str], None]) -> ModelConfig:
+        """What the configuration files say; `note` is told of what is ignored.
+
+        Raises:
+            ModelLoadFailed: they cannot be read, or not served.
+        """
+        config = ModelConfig(self.name)
+        pbtxt, toml = (self.config_text(name) for name in CONFIG_FILES)
+        if pbtxt is not None:
+            config = triton_config.from_text(pbtxt, name=self.name, labels=self.labels, note=note)
+        if toml is not None:
+            config = model_toml.apply(config, toml, labels=self.labels)
+        return self.checked(config)
 
     def config_text(self, filename: str) -> str | None:
         """A configuration file's text; None where there is none. Raises ModelLoadFailed."""
