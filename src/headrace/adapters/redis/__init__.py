@@ -1,0 +1,1 @@
+"""Redis, or Valkey, which speaks its protocol."""
