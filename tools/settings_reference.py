@@ -62,17 +62,31 @@ def page() -> str:
     return "\n".join([_HEAD, *sections])
 
 
-def _section(name: str, struct: type[msgspec.Struct]) -> str:
+def _section(name: str, section: Any) -> str:
+    if not isinstance(section, UnionType):
+        return _table(name, section)
+    kinds = [(kind.__struct_config__, kind) for kind in get_args(section)]
+    words = " or ".join(f'`kind = "{config.tag}"`' for config, _ in kinds)
+    variable = f"{ENVIRONMENT_PREFIX}{name}__KIND".upper()
+    lines = [f"## [{name}]", "", f"{words}; without it, the first. Variable: `{variable}`.", ""]
+    tables = [_table(name, kind, f'### [{name}] of kind "{config.tag}"') for config, kind in kinds]
+    return "\n".join([*lines, *tables])
+
+
+def _table(name: str, struct: type[msgspec.Struct], title: str = "") -> str:
     variable = f"{ENVIRONMENT_PREFIX}{name}__".upper()
     lines = [
-        f"## [{name}]",
+        title or f"## [{name}]",
         "",
         f"{inspect.getdoc(struct)} Variables: `{variable}<KEY>`.",
         "",
         "| key | type | default | what it does |",
         "| --- | --- | --- | --- |",
     ]
-    comments = dict(_comments(struct))
+    comments: dict[str, str] = {}
+    for each in reversed(struct.__mro__):
+        if issubclass(each, msgspec.Struct) and each is not msgspec.Struct:
+            comments |= dict(_comments(each))
     hints = get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
         comment = comments.get(field.name)
@@ -126,6 +140,8 @@ def _bounds(metas: tuple[Any, ...]) -> str:
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
         return f"`{_toml(field.default_factory())}`"
+    if field.required:
+        return "must be set"
     return "not set" if field.default is None else f"`{_toml(field.default)}`"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class HeadraceError(Exception):
@@ -13,6 +14,9 @@ class HeadraceError(Exception):
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
+
+    #: What a wire may show beside the message: which field, which check, what is in the way.
+    details: Mapping[str, Any] = {}
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -42,6 +46,12 @@ class UnsupportedEncoding(InvalidRequest):
     """The body's Content-Encoding is not one the platform decodes."""
 
     code = "unsupported_encoding"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body's Content-Type is not one that the route takes."""
+
+    code = "unsupported_media_type"
 
 
 class Unsupported(HeadraceError):

@@ -34,6 +34,7 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus]]] = {
     "unauthenticated": (401, _G.UNAUTHENTICATED),
     "payload_too_large": (413, _G.RESOURCE_EXHAUSTED),
     "unsupported_encoding": (415, _G.UNIMPLEMENTED),
+    "unsupported_media_type": (415, _G.UNIMPLEMENTED),
     "unsupported": (501, _G.UNIMPLEMENTED),
     "model_not_found": (404, _G.NOT_FOUND),
     "model_not_ready": (503, _G.UNAVAILABLE),

@@ -68,7 +68,7 @@ class Models:
         self.config = config
         self.asked: list[tuple[Any, ...]] = []
 
-    def describe(self, model: str, version: str = "") -> ModelDescription:
+    async def describe(self, model: str, version: str = "") -> ModelDescription:
         self.asked.append(("describe", model, version))
         return ModelDescription(model, ("1", "3"), "python", SIGNATURE, self.config, 8)
 
@@ -76,7 +76,7 @@ class Models:
         self.asked.append(("obstacle", model, version))
         return None
 
-    def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
+    async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         self.asked.append(("statistics", model, version))
         return [{"name": "bert", "version": "3", "a_field_of_rest_alone": 1}]
 

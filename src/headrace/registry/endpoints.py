@@ -1,0 +1,153 @@
+"""Addresses that answer inference requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from headrace.domain.calls import Call
+from headrace.domain.catalog import Endpoint, Protocol
+from headrace.domain.errors import AlreadyExists, NotFound
+from headrace.domain.names import RULE, is_name, require_name
+from headrace.ports.registry_store import Page, Query, Reader, RegistryStore
+from headrace.registry.changes import Ledger
+from headrace.registry.content import Line, Word, conform, each_once, patched
+from headrace.registry.networks import Network, locate, require_allowed
+from headrace.registry.refusals import InvalidField
+from headrace.registry.resolving import Resolve
+from headrace.registry.revisions import Match, require
+
+_Labels: TypeAlias = Annotated[dict[Word, Line], msgspec.Meta(max_length=64)]
+_Models: TypeAlias = Annotated[tuple[str, ...], msgspec.Meta(max_length=1024)]
+Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class EndpointContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What callers say about an endpoint."""
+
+    url: str
+    protocol: Protocol = "oip-rest"
+    models: _Models = ()
+    weight: Weight = 1.0
+    labels: _Labels = {}
+    enabled: bool = True
+
+
+class Endpoints:
+    """Create, read, update, delete and list endpoints. `allowed` are the networks they may be in.
+
+    The address is looked at here, and once more by whoever connects: a name may answer differently
+    by then.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RegistryStore,
+        reader: Reader,
+        ledger: Ledger,
+        allowed: Sequence[Network],
+        resolve: Resolve,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._ledger = ledger
+        self._allowed = tuple(allowed)
+        self._resolve = resolve
+
+    async def create(self, call: Call, name: str, content: Mapping[str, Any]) -> Endpoint:
+        """Add an endpoint. Raises InvalidRequest, AlreadyExists."""
+        require_name("endpoint", name)
+        wanted = conform(EndpointContent, content)
+        fields = _fields(wanted)
+        await self._require_allowed(wanted.url, wanted.protocol)
+        async with self._ledger.changes(call) as changes:
+            key = (call.principal.tenant, name)
+            if await changes.transaction.get(Endpoint, key) is not None:
+                raise AlreadyExists(f"endpoint '{name}' is there already")
+            endpoint = Endpoint(
+                tenant=call.principal.tenant,
+                name=name,
+                created_at=changes.at,
+                updated_at=changes.at,
+                **fields,
+            )
+            return await changes.create(endpoint, "endpoint.create")
+
+    async def get(self, call: Call, name: str) -> Endpoint:
+        """One endpoint. Raises NotFound."""
+        return _found(await self._reader.get(Endpoint, (call.principal.tenant, name)), name)
+
+    async def find(self, call: Call, query: Query) -> Page[Endpoint]:
+        """A page of the tenant's endpoints."""
+        query = msgspec.structs.replace(query, tenant=call.principal.tenant)
+        return await self._store.find(Endpoint, query)
+
+    async def update(
+        self, call: Call, name: str, patch: Mapping[str, Any], *, if_match: Match
+    ) -> Endpoint:
+        """Apply a merge patch.
+
+        Raises InvalidRequest, NotFound, PreconditionRequired, PreconditionFailed.
+        """
+        key = (call.principal.tenant, name)
+        # looked up first: a name must not be resolved while a transaction holds up all others
+        before = _found(await self._store.get(Endpoint, key), name)
+        require(before, if_match)
+        wanted = patched(EndpointContent, before, patch)
+        after = msgspec.structs.replace(before, **_fields(wanted))
+        if after == before:
+            return before
+        await self._require_allowed(after.url, after.protocol)
+        async with self._ledger.changes(call) as changes:
+            require(
+                _found(await changes.transaction.get(Endpoint, key), name),
+                frozenset({before.revision}),
+            )
+            after = msgspec.structs.replace(after, updated_at=changes.at)
+            return await changes.replace(before, after, "endpoint.update")
+
+    async def delete(self, call: Call, name: str, *, if_match: Match) -> None:
+        """Remove an endpoint. Raises NotFound, PreconditionRequired, PreconditionFailed."""
+        async with self._ledger.changes(call) as changes:
+            key = (call.principal.tenant, name)
+            endpoint = _found(await changes.transaction.get(Endpoint, key), name)
+            require(endpoint, if_match)
+            await changes.delete(endpoint, "endpoint.delete")
+
+    async def _require_allowed(self, url: str, protocol: Protocol) -> None:
+        location = locate(url, protocol)
+        if location.address is not None:
+            require_allowed([location.address], self._allowed)
+            return
+        try:
+            addresses = await self._resolve(location.host, location.port)
+        except OSError:
+            addresses = ()
+        except UnicodeError:  # a label that no name can have
+            addresses = ()
+        if not addresses:
+            raise InvalidField("/url", f"the name '{location.host}' has no address")
+        require_allowed(addresses, self._allowed)
+
+
+def _found(endpoint: Endpoint | None, name: str) -> Endpoint:
+    if endpoint is None:
+        raise NotFound(f"endpoint '{name[:128]}' is not registered")
+    return endpoint
+
+
+def _fields(content: EndpointContent) -> dict[str, Any]:
+    for index, model in enumerate(content.models):
+        if not is_name(model):
+            raise InvalidField(f"/models/{index}", f"a model's name must be {RULE}")
+    return {
+        "url": content.url,
+        "protocol": content.protocol,
+        "models": each_once(content.models),
+        "weight": content.weight,
+        "labels": dict(content.labels),
+        "enabled": content.enabled,
+    }

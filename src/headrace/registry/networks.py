@@ -1,0 +1,122 @@
+"""Which addresses an endpoint may have: an allow-list, against requests forged through us."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+
+from headrace.domain.catalog import Protocol
+from headrace.registry.refusals import InvalidField
+
+Network: TypeAlias = IPv4Network | IPv6Network
+Address: TypeAlias = IPv4Address | IPv6Address
+
+SCHEMES: Final[dict[Protocol, dict[str, int]]] = {
+    "oip-rest": {"http": 80, "https": 443},
+    "oip-grpc": {"grpc": 80, "grpcs": 443},
+}
+_MAX_URL: Final = 2048
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?",
+    re.ASCII,
+)
+#: A number in one of the forms of inet_aton, which resolvers still read: 127, 0x7f, 0177.
+_NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+", re.ASCII)
+#: urlsplit passes over what stands before the brackets; whoever connects may not.
+_BRACKETED: Final = re.compile(r"\[[0-9a-fA-F:.]+\](:[0-9]*)?", re.ASCII)
+_UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]|\\")
+
+
+class Location(msgspec.Struct, frozen=True):
+    """What an endpoint's URL points at. `address` is None where `host` is a name."""
+
+    host: str
+    port: int
+    address: Address | None
+
+
+def locate(url: str, protocol: Protocol) -> Location:
+    """Take an endpoint's URL apart.
+
+    Raises:
+        InvalidField: it is not of a form that an endpoint may have; the message says which.
+    """
+    schemes = SCHEMES[protocol]
+    if len(url) > _MAX_URL or _UNPRINTABLE.search(url):
+        raise _no_url(f"expected at most {_MAX_URL} printable ASCII characters without backslashes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _no_url("its host or port cannot be read") from None
+    if parts.scheme not in schemes:
+        raise _no_url(f"an endpoint of {protocol} has the scheme {' or '.join(schemes)}")
+    if "@" in parts.netloc:
+        raise _no_url("it holds credentials; an address has none")
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
+        raise _no_url("it has a query or a fragment; requests bring their own")
+    if port == 0:
+        raise _no_url("port 0 is no port")
+    host = parts.hostname or ""
+    bracketed = "[" in parts.netloc
+    if bracketed and _BRACKETED.fullmatch(parts.netloc) is None:
+        raise _no_url("what stands in brackets is an IPv6 address without a zone, and all there is")
+    address = _literal(host, bracketed=bracketed)
+    if address is None and _HOST_NAME.fullmatch(host) is None:
+        raise _no_url("its host is neither a name nor an address")
+    return Location(host, port or schemes[parts.scheme], address)
+
+
+def require_allowed(addresses: Iterable[Address], allowed: Sequence[Network]) -> None:
+    """Raise InvalidField unless every address lies in a network that is allowed."""
+    for address in addresses:
+        plain = unmapped(address)
+        if not any(plain in network for network in allowed):
+            networks = ", ".join(map(str, allowed)) or "none"
+            raise _no_url(f"{plain} lies in no network that endpoints may be in ({networks})")
+
+
+def unmapped(address: Address) -> Address:
+    """The IPv4 address inside ::ffff:a.b.c.d, to which such a connection goes."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _literal(host: str, *, bracketed: bool) -> Address | None:
+    """The address that `host` writes out, however it does so."""
+    if bracketed:
+        try:
+            return IPv6Address(host)
+        except ValueError:
+            raise _no_url("its host looks like an address, but is none") from None
+    numbers = host.rstrip(".").split(".")
+    if not all(_NUMBER.fullmatch(number) for number in numbers):
+        return None
+    try:
+        *first, last = (_number(number) for number in numbers)
+        if len(first) > 3 or any(byte > 255 for byte in first):  # noqa: PLR2004 - as inet_aton
+            raise ValueError  # noqa: TRY301 - one message for all of them
+        value = last
+        for position, byte in enumerate(first):
+            value += byte << (24 - 8 * position)
+        if last >= 1 << (32 - 8 * len(first)):
+            raise ValueError  # noqa: TRY301
+        return IPv4Address(value)
+    except ValueError:
+        raise _no_url("its host looks like an address, but is none") from None
+
+
+def _number(text: str) -> int:
+    if text[:2] in {"0x", "0X"}:
+        return int(text[2:] or "0", 16)
+    return int(text, 8 if text.startswith("0") else 10)
+
+
+def _no_url(message: str) -> InvalidField:
+    return InvalidField("/url", message)

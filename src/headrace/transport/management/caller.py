@@ -1,0 +1,25 @@
+"""Who calls, and what is asked: from the scope, where the edge and the application put them."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, Request
+
+from headrace.domain.calls import ANONYMOUS, Call
+from headrace.transport.management.problems import request_id_of
+from headrace.transport.management.use_cases import Registry
+
+
+async def _call(request: Request) -> Call:
+    principal = request.scope.get("headrace.principal", ANONYMOUS)
+    return Call(request_id=request_id_of(request), principal=principal)
+
+
+async def _registry(request: Request) -> Registry:
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+Caller: TypeAlias = Annotated[Call, Depends(_call)]
+Uses: TypeAlias = Annotated[Registry, Depends(_registry)]

@@ -1,0 +1,125 @@
+"""The OpenAPI document, out of the routes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
+
+from headrace.domain.errors import PreconditionRequired
+from headrace.transport.management.fields import Problem
+from headrace.transport.management.problems import MEDIA_TYPE
+from headrace.transport.management.strict_route import JSON, MERGE_PATCH
+from headrace.transport.status import STATUS
+
+_ABOUT: Final = """\
+Registers models, publishes versions, moves aliases, and says who did. Everything belongs to the
+caller's tenant; what another tenant has is not found.
+
+**Conditional requests.** Every read of one thing answers an `ETag`. Every change of what is there
+names it in `If-Match`: 428 without, 412 where it was changed since. `If-None-Match` answers 304.
+
+**Errors** are problems (RFC 9457) with a stable `code`.
+
+**Lists** answer `next_cursor`, which `cursor` continues with.
+"""
+#: What a creation tells of the path of what it made: for links to what can be asked of it next.
+_CREATIONS: Final[dict[str, dict[str, str]]] = {
+    "create_model": {"model": "$response.body#/name"},
+    "create_version": {"model": "$request.path.model", "version": "$response.body#/version"},
+    "put_alias": {"model": "$request.path.model", "alias": "$request.path.alias"},
+    "create_endpoint": {"endpoint": "$response.body#/name"},
+    "create_route": {"route": "$response.body#/name"},
+    "create_key": {"key": "$response.body#/id"},
+}
+_CREATED: Final = str(HTTPStatus.CREATED.value)
+_REQUIRED: Final = str(STATUS[PreconditionRequired.code][0])
+_REFERENCE: Final = "#/components/schemas/"
+
+
+def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
+    """The document of `routes`; `version` is the platform's."""
+    described = get_openapi(
+        title="Headrace management API", version=version, description=_ABOUT, routes=routes
+    )
+    components = described.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    problem = Problem.model_json_schema(ref_template=_REFERENCE + "{model}")
+    schemas |= problem.pop("$defs")
+    schemas["Problem"] = problem
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    described["security"] = [{"bearer": []}]
+    for path in described["paths"].values():
+        for method, operation in path.items():
+            _complete(method, operation)
+            _share(operation["responses"], components.setdefault("responses", {}))
+    operations = [each for path in described["paths"].values() for each in path.values()]
+    for operation in operations:
+        if operation["operationId"] in _CREATIONS:
+            operation["responses"][_CREATED]["links"] = _links(operation, operations)
+    components["responses"] = dict(sorted(components["responses"].items()))
+    return described
+
+
+def _complete(method: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's; ours is 400
+    operation["responses"] = dict(sorted(responses.items()))
+    # the name of a function says less than its first sentence
+    operation["summary"] = re.split(r"[.:,](?:\s|$)", operation["description"])[0]
+    for parameter in operation.get("parameters", ()):
+        # optional to FastAPI, so that it is us who answer 428
+        if parameter["name"] == "If-Match" and _REQUIRED in responses:
+            parameter["required"] = parameter["name"] not in operation.get("x-optional", ())
+        _plain(parameter["schema"])
+    operation.pop("x-optional", None)
+    if method == "patch":
+        content = operation["requestBody"]["content"]
+        content[MERGE_PATCH] = content[JSON]
+
+
+def _plain(schema: dict[str, Any]) -> None:
+    """A header or query parameter is there or is not; it is never null."""
+    choices = schema.get("anyOf", [])
+    if {"type": "null"} in choices:
+        choices.remove({"type": "null"})
+        if len(choices) == 1:
+            del schema["anyOf"]
+            schema |= choices[0]
+
+
+def _links(creation: dict[str, Any], operations: list[dict[str, Any]]) -> dict[str, Any]:
+    """From a creation to every operation on what it made, and on lists in it."""
+    told = _CREATIONS[creation["operationId"]]
+    links = {}
+    for operation in operations:
+        places = {(each["in"], each["name"]) for each in operation.get("parameters", ())}
+        if {name for place, name in places if place == "path"} != set(told):
+            continue
+        parameters = {f"path.{name}": expression for name, expression in told.items()}
+        if ("header", "If-Match") in places and operation["operationId"] != "promote":
+            parameters["header.If-Match"] = "$response.header.ETag"
+        name = operation["operationId"]
+        links[name] = {"operationId": name, "parameters": parameters}
+    return links
+
+
+def _share(responses: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Write problems once, and refer to them."""
+    for status, response in responses.items():
+        if list(response.get("content", ())) != [MEDIA_TYPE]:
+            continue
+        same = (name for name, known in shared.items() if known == response)
+        name = next(same, None)
+        if name is None:
+            others = sum(each.startswith(f"Problem{status}") for each in shared)
+            name = f"Problem{status}" + "abcdefgh"[others]
+            shared[name] = response
+        responses[status] = {"$ref": f"#/components/responses/{name}"}

@@ -1,0 +1,173 @@
+"""`/api/v1/endpoints`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Final, TypeAlias
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from headrace.domain.errors import (
+    AlreadyExists,
+    NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
+)
+from headrace.transport.management import answers
+from headrace.transport.management.caller import Caller, Uses
+from headrace.transport.management.fields import (
+    Body,
+    EndpointName,
+    Labels,
+    Line,
+    Name,
+    Protocol,
+    View,
+    Weight,
+)
+from headrace.transport.management.listing import Listed
+from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
+from headrace.transport.management.strict_route import StrictRoute
+
+router: Final = APIRouter(route_class=StrictRoute, tags=["endpoints"], prefix="/api/v1/endpoints")
+_KEY: Final = 2
+
+#: What it may be is the use case's to say, since it depends on the protocol and the networks.
+_Url: TypeAlias = Annotated[
+    str,
+    Field(
+        description="http, https (oip-rest), grpc or grpcs (oip-grpc), in an allowed network; "
+        "2048 characters at most.",
+        json_schema_extra={"format": "uri"},
+    ),
+]
+_Models: TypeAlias = Annotated[list[Name], Field(max_length=1024)]
+
+
+class NewEndpoint(Body):
+    """An endpoint to register."""
+
+    name: Name
+    url: _Url
+    protocol: Protocol = "oip-rest"
+    models: _Models = Field([], description="What it serves; empty: whatever a route sends there.")
+    weight: Weight = 1.0
+    labels: Labels = Field({})
+    enabled: bool = True
+
+
+class EndpointPatch(Body):
+    """A merge patch (RFC 7396): what is named changes, null clears."""
+
+    url: _Url = ""
+    protocol: Protocol | None = None
+    models: _Models | None = None
+    weight: Weight | None = None
+    labels: dict[Annotated[str, Field(min_length=1, max_length=128)], Line | None] | None = None
+    enabled: bool | None = None
+
+
+class EndpointView(View):
+    """An address that answers inference requests."""
+
+    name: Name
+    url: str
+    protocol: Protocol
+    models: list[str]
+    weight: float
+    labels: dict[str, str]
+    enabled: bool
+    created_at: datetime
+    updated_at: datetime
+    revision: int
+
+
+class EndpointPage(View):
+    """Some endpoints."""
+
+    items: list[EndpointView]
+    next_cursor: str | None
+
+
+@router.get(
+    "", operation_id="list_endpoints", response_model=EndpointPage, responses=answers.refusals()
+)
+async def find(
+    call: Caller,
+    registry: Uses,
+    listing: Listed,
+    name: Annotated[Line | None, Query(description="In the name, in any case.")] = None,
+) -> Response:
+    """List endpoints."""
+    query = listing.query(_KEY, name=name or "")
+    return listing.page(await registry.endpoints.find(call, query))
+
+
+@router.post(
+    "",
+    operation_id="create_endpoint",
+    status_code=HTTPStatus.CREATED,
+    response_model=EndpointView,
+    responses={
+        HTTPStatus.CREATED.value: answers.PLACED,
+        **answers.refusals(AlreadyExists, *answers.WITH_BODY),
+    },
+)
+async def create(call: Caller, registry: Uses, body: NewEndpoint) -> Response:
+    """Register an endpoint. Its address, or every address of its name, has to be allowed."""
+    content = body.model_dump(exclude_unset=True, exclude={"name"})
+    endpoint = await registry.endpoints.create(call, body.name, content)
+    return answers.created(endpoint, f"/api/v1/endpoints/{endpoint.name}")
+
+
+@router.get(
+    "/{endpoint}",
+    operation_id="get_endpoint",
+    response_model=EndpointView,
+    responses={
+        HTTPStatus.OK.value: answers.TAGGED,
+        **answers.NOT_MODIFIED,
+        **answers.refusals(NotFound),
+    },
+)
+async def get(
+    call: Caller, registry: Uses, endpoint: EndpointName, if_none_match: IfNoneMatch
+) -> Response:
+    """Read an endpoint."""
+    found = await registry.endpoints.get(call, endpoint)
+    return answers.entity(found, if_none_match=if_none_match)
+
+
+@router.patch(
+    "/{endpoint}",
+    operation_id="update_endpoint",
+    response_model=EndpointView,
+    responses={
+        HTTPStatus.OK.value: answers.TAGGED,
+        **answers.refusals(NotFound, PreconditionFailed, PreconditionRequired, *answers.WITH_BODY),
+    },
+)
+async def update(
+    call: Caller, registry: Uses, endpoint: EndpointName, if_match: IfMatch, body: EndpointPatch
+) -> Response:
+    """Change an endpoint."""
+    patch = body.model_dump(exclude_unset=True)
+    changed = await registry.endpoints.update(call, endpoint, patch, if_match=if_match)
+    return answers.entity(changed)
+
+
+@router.delete(
+    "/{endpoint}",
+    operation_id="delete_endpoint",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=answers.refusals(NotFound, PreconditionFailed, PreconditionRequired, *answers.CHANGE),
+)
+async def delete(
+    call: Caller, registry: Uses, endpoint: EndpointName, if_match: IfMatch
+) -> Response:
+    """Remove an endpoint."""
+    await registry.endpoints.delete(call, endpoint, if_match=if_match)
+    return answers.gone()

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace.adapters.sql.opening import migrate, open_store
+from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.domain.calls import Principal
+from headrace.ports.registry_store import RegistryStore
+from headrace.registry.networks import Address
+from headrace.registry.registry import Registry
+from headrace.transport.management.application import management_app
+from tests.support import postgres as postgres_support
+from tests.unit.registry.fakes import FakeArtifacts, FakeInspector
+
+ALLOWED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
+NAMES = {
+    "models.internal": ["10.1.2.3"],
+    "rebound.example": ["10.1.2.3", "169.254.169.254"],
+    "loop.example": ["127.0.0.1"],
+}
+
+
+async def resolve(host: str, _port: int) -> list[Address]:
+    if host not in NAMES:
+        raise OSError(host)
+    return [ipaddress.ip_address(address) for address in NAMES[host]]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_asyncio(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "asyncio")
+
+
+class Platform:
+    """A registry, the API over it, and clients of it."""
+
+    def __init__(self, store: RegistryStore, artifacts: FakeArtifacts | None = None) -> None:
+        self.store = store
+        self.artifacts = artifacts or FakeArtifacts()
+        self.inspector = FakeInspector(self.artifacts)
+        self.told: list[Any] = []
+        self.registry = Registry(
+            store=store,
+            reader=store,
+            artifacts=self.artifacts,
+            inspector=self.inspector,
+            allowed=ALLOWED,
+            resolve=resolve,
+            invalidate=self._invalidate,
+        )
+        self.app: Any = management_app(self.registry, version="1.2.3")
+
+    async def _invalidate(self, changes: Any) -> None:
+        self.told += changes
+
+    @asynccontextmanager
+    async def client(
+        self, name: str = "ann", tenant: str = "default"
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        async def edge(scope: Any, receive: Any, send: Any) -> None:
+            scope["headrace.principal"] = Principal(name, tenant)
+            scope["headrace.request_id"] = "req-1"
+            await self.app(scope, receive, send)
+
+        transport = httpx.ASGITransport(app=edge)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            yield client
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgres_support.Postgres]:
+    with postgres_support.running() as server:
+        template = server.create_database()
+        settings = PostgresSettings(dsn=server.dsn(template))
+        asyncio.run(migrate(settings, data_dir=tmp_path_factory.mktemp("none"), now=now))
+        server.template = template  # type: ignore[attr-defined]
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_settings(request: pytest.FixtureRequest) -> StoreSettings:
+    if request.param == "sqlite":
+        return SqliteSettings()
+    server = request.getfixturevalue("postgres")
+    return PostgresSettings(dsn=server.dsn(server.create_database(server.template)))
+
+
+@pytest.fixture
+async def platform(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[Platform]:
+    store = await open_store(store_settings, data_dir=tmp_path, now=now)
+    yield Platform(store)
+    await store.close()
+
+
+@pytest.fixture
+async def api(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
+    async with platform.client() as client:
+        yield client

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+ENDPOINTS = "/api/v1/endpoints"
+ANY = {"If-Match": "*"}
+
+
+async def test_an_endpoint_is_registered_changed_and_removed(api: httpx.AsyncClient) -> None:
+    sent = {
+        "name": "triton-1",
+        "url": "https://models.internal:8443/prefix",
+        "models": ["b", "a"],
+        "weight": 2,
+        "labels": {"zone": "x"},
+    }
+    made = await api.post(ENDPOINTS, json=sent)
+    assert made.status_code == 201, made.text
+    assert made.headers["location"] == f"{ENDPOINTS}/triton-1"
+    endpoint = made.json()
+    assert endpoint["url"] == sent["url"]
+    assert (endpoint["protocol"], endpoint["enabled"]) == ("oip-rest", True)
+    assert endpoint["models"] == ["a", "b"]
+    assert (await api.post(ENDPOINTS, json=sent)).status_code == 409
+    url = f"{ENDPOINTS}/triton-1"
+    assert (await api.patch(url, json={"weight": 1})).status_code == 428
+    patch = {"weight": 0, "enabled": False, "labels": {"zone": None, "rack": "7"}}
+    changed = await api.patch(url, json=patch, headers={"If-Match": made.headers["etag"]})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["labels"] == {"rack": "7"}
+    assert changed.json()["url"] == sent["url"]
+    same = await api.patch(url, json=patch, headers={"If-Match": changed.headers["etag"]})
+    assert same.headers["etag"] == changed.headers["etag"]
+    stale = await api.patch(url, json={}, headers={"If-Match": made.headers["etag"]})
+    assert stale.status_code == 412
+    read = await api.get(url, headers={"If-None-Match": changed.headers["etag"]})
+    assert read.status_code == 304
+    assert [e["name"] for e in (await api.get(ENDPOINTS)).json()["items"]] == ["triton-1"]
+    assert (await api.delete(url)).status_code == 428
+    assert (await api.delete(url, headers=ANY)).status_code == 204
+    assert (await api.get(url)).status_code == 404
+    assert (await api.delete(url, headers=ANY)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://127.1:8000",
+        "http://2130706433",
+        "http://0x7f.0.0.1",
+        "http://[::ffff:127.0.0.1]:8000",
+        "http://[::1]",
+        "http://8.8.8.8",
+        "http://loop.example",
+        "http://rebound.example",  # one of its addresses is allowed, the other is not
+        "http://unknown.example",
+        "file:///etc/passwd",
+        "ftp://10.0.0.1",
+        "grpc://10.0.0.1",  # of oip-grpc
+        "http://user:secret@10.0.0.1",
+        "http://10.0.0.1/?a=b",
+        "http://10.0.0.1:0",
+        "http://10.0.0.1:99999",
+        "10.0.0.1:8000",
+        "http://",
+        "",
+    ],
+)
+async def test_an_address_that_is_not_allowed_is_refused(api: httpx.AsyncClient, url: str) -> None:
+    answer = await api.post(ENDPOINTS, json={"name": "e", "url": url})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["errors"][0]["pointer"] == "#/url"
+    assert "secret" not in answer.text
+    good = await api.post(ENDPOINTS, json={"name": "e", "url": "http://[2001:db8::7]:80"})
+    assert good.status_code == 201
+    moved = await api.patch(f"{ENDPOINTS}/e", json={"url": url}, headers=ANY)
+    assert moved.status_code == 400
+    assert (await api.get(f"{ENDPOINTS}/e")).json()["url"] == "http://[2001:db8::7]:80"
+
+
+async def test_a_url_is_not_cleared(api: httpx.AsyncClient) -> None:
+    await api.post(ENDPOINTS, json={"name": "e", "url": "http://10.0.0.1"})
+    assert (await api.patch(f"{ENDPOINTS}/e", json={"url": None}, headers=ANY)).status_code == 400
+
+
+async def test_another_protocol_needs_another_scheme(api: httpx.AsyncClient) -> None:
+    await api.post(ENDPOINTS, json={"name": "e", "url": "http://10.0.0.1"})
+    only = await api.patch(f"{ENDPOINTS}/e", json={"protocol": "oip-grpc"}, headers=ANY)
+    assert only.status_code == 400
+    both = {"protocol": "oip-grpc", "url": "grpc://10.0.0.1:8001"}
+    assert (await api.patch(f"{ENDPOINTS}/e", json=both, headers=ANY)).status_code == 200

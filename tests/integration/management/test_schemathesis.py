@@ -1,0 +1,218 @@
+"""Requests made up out of the OpenAPI document, good ones and bad ones, against both stores."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from headrace.adapters.sql.opening import open_store
+from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.domain.calls import Principal
+from headrace.domain.catalog import Artifact, Format
+from headrace.domain.errors import Unauthenticated
+from headrace.transport.management.application import operations
+from headrace.transport.management.document import document
+from headrace.transport.management.problems import problem_response
+from tests.integration.management.conftest import Platform, now
+from tests.unit.registry.fakes import FakeArtifacts
+
+TOKEN = "made-up"
+
+
+class ObjectsEverywhere(FakeArtifacts):
+    """An object store in which there is something at every URI, with every digest."""
+
+    async def copy(self, uri: str, *, format: Format, expected_digest: str = "") -> Artifact:  # noqa: ARG002
+        return self._keep(uri.encode(), format, "", uri)
+
+
+class OnLoop:
+    """The platform on an event loop of its own thread, whatever loop asks."""
+
+    def __init__(self, settings: StoreSettings, folder: Path) -> None:
+        self.tenant = "default"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._store = self._do(open_store(settings, data_dir=folder, now=now))
+        self.platform = Platform(self._store, artifacts=ObjectsEverywhere())
+
+    def _do(self, awaitable: Awaitable[Any]) -> Any:
+        async def wait() -> Any:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(wait(), self._loop).result(60)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Hand over the whole request, and then the whole answer."""
+        if scope["type"] != "http":
+            return
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        answer: list[Any] = []
+        future = asyncio.run_coroutine_threadsafe(
+            self._serve(dict(scope), body, answer), self._loop
+        )
+        await asyncio.wrap_future(future)
+        for message in answer:
+            await send(message)
+
+    async def _serve(self, scope: Any, body: bytes, answer: list[Any]) -> None:
+        pieces = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            return pieces.pop() if pieces else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        app: Callable[..., Awaitable[None]] = self.platform.app
+        # as the edge does
+        scope["headrace.request_id"] = "req-1"
+        headers = dict(scope["headers"])
+        if headers.get(b"authorization") != f"Bearer {TOKEN}".encode():
+            if scope["path"].startswith("/api/v1/openapi"):
+                await app(scope, receive, send)
+                return
+            error = Unauthenticated("this request needs a valid token")
+            await problem_response(error, "req-1")(scope, receive, send)
+            return
+        scope["headrace.principal"] = Principal("ann", self.tenant)
+        await app(scope, receive, send)
+
+    def close(self) -> None:
+        self._do(self._store.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Current:
+    """The platform that is asked at the moment; the schema is read before there is one."""
+
+    def __init__(self) -> None:
+        self.served: OnLoop | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self.served is not None
+        await self.served(scope, receive, send)
+
+
+current = _Current()
+
+# a time that is still to come
+schemathesis.openapi.format(
+    "date-time", st.sampled_from(["2999-01-01T00:00:00Z", "2500-06-01T12:30:00.5+02:00"])
+)
+
+
+def _schema(mode: str) -> Any:
+    """The document, for requests that fit it, or for others."""
+    config = schemathesis.Config.from_dict(
+        {
+            "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
+            "generation": {"mode": mode, "allow-x00": False, "deterministic": True},
+            # the document links its operations; guesses take an id for a name
+            "phases": {"stateful": {"inference": {"algorithms": []}}},
+            "checks": {
+                "positive_data_acceptance": {
+                    # what fits the document may still meet a state that does not allow it
+                    "expected-statuses": ["2xx", "304", "404", "409", "412", "428"]
+                },
+                "negative_data_rejection": {
+                    "expected-statuses": ["400", "401", "404", "405", "413", "415", "428"]
+                },
+                "missing_required_header": {"expected-statuses": ["400", "401", "415", "428"]},
+            },
+        }
+    )
+    schema = schemathesis.openapi.from_dict(document(operations(), version="v1"), config=config)
+    schema.app = current
+    return schema
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OnLoop]:
+    chosen: StoreSettings = SqliteSettings()
+    if request.param == "postgres":
+        server = request.getfixturevalue("postgres")
+        chosen = PostgresSettings(dsn=server.dsn(server.create_database(server.template)))
+    served = OnLoop(chosen, tmp_path_factory.mktemp("store"))
+    yield served
+    served.close()
+
+
+fitting = _schema("positive")
+unfitting = _schema("negative")
+_BOUNDED = settings(
+    max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+def possible(case: Any) -> Any:
+    """`case`, less what no one can make up and the document cannot say."""
+    if case.query:
+        case.query.pop("cursor", None)  # it is good for one list in one order only
+    if isinstance(case.body, dict) and "url" in case.body:
+        scheme = "grpc" if case.body.get("protocol") == "oip-grpc" else "http"
+        case.body["url"] = f"{scheme}://10.0.0.1:8000/prefix"
+    return case
+
+
+@fitting.parametrize()  # type: ignore[untyped-decorator]
+@_BOUNDED
+def test_what_fits_the_document_is_taken(case: Any, served: OnLoop) -> None:
+    current.served = served
+    possible(case).call_and_validate()
+
+
+# what does not fit does not come to a store, so that one is enough
+@pytest.mark.parametrize("served", ["sqlite"], indirect=True)
+@unfitting.parametrize()  # type: ignore[untyped-decorator]
+@_BOUNDED
+def test_what_does_not_fit_the_document_is_refused(case: Any, served: OnLoop) -> None:
+    current.served = served
+    case.call_and_validate()
+
+
+_runs = itertools.count()
+
+
+class Linked(fitting.as_state_machine()):  # type: ignore[misc]
+    """Requests that use what the answers before told: ids, names, versions."""
+
+    def setup(self) -> None:
+        assert current.served is not None
+        # what one run leaves behind must not change the next: a tenant of its own has nothing
+        current.served.tenant = f"run-{next(_runs)}"
+
+    def before_call(self, case: Any) -> None:
+        possible(case)
+
+
+def test_what_one_answer_tells_holds_in_the_next_request(served: OnLoop) -> None:
+    current.served = served
+    Linked.run(
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=8,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        )
+    )
