@@ -11,14 +11,23 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Final, TypeAlias, get_args, get_type_hints
 
 import msgspec
 
+from headrace.adapters.artifacts.settings import ArtifactSettings, LocalArtifacts
+from headrace.adapters.inspection import InspectionSettings
+from headrace.adapters.memory_cache import MemoryCacheSettings
+from headrace.adapters.redis.settings import RedisCacheSettings
+from headrace.adapters.sql.settings import SqliteSettings, StoreSettings
 from headrace.domain.errors import InvalidSettings
 from headrace.gateway.authentication import AuthenticationSettings
 from headrace.gateway.settings import GatewaySettings
 from headrace.orchestrator.settings import OrchestratorSettings
+from headrace.registry.cached_reader import CachedReaderSettings
+from headrace.registry.settings import RegistrySettings
+from headrace.router.settings import RouterSettings
 from headrace.telemetry.logs import LogSettings
 from headrace.transport.http.limits import HttpLimits
 
@@ -42,14 +51,33 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     drain_grace_s: float = 30.0
 
 
+class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What this process keeps on its own disk."""
+
+    #: Directory for the embedded database, uploaded models and fetched ones. It is made where it
+    #: is missing; "" is `$XDG_DATA_HOME/headrace`, or `~/.local/share/headrace`.
+    data_dir: str = ""
+
+
+CacheSettings: TypeAlias = MemoryCacheSettings | RedisCacheSettings
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set, by section."""
 
     server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
     http: HttpLimits = HttpLimits()
     authentication: AuthenticationSettings = AuthenticationSettings()
     gateway: GatewaySettings = GatewaySettings()
+    router: RouterSettings = RouterSettings()
     orchestrator: OrchestratorSettings = OrchestratorSettings()
+    registry: RegistrySettings = RegistrySettings()
+    registry_reads: CachedReaderSettings = CachedReaderSettings()
+    inspection: InspectionSettings = InspectionSettings()
+    database: StoreSettings = SqliteSettings()
+    cache: CacheSettings = MemoryCacheSettings()
+    artifacts: ArtifactSettings = LocalArtifacts()
     log: LogSettings = LogSettings()
 
 
@@ -92,13 +120,42 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _convert(tree: Mapping[str, Any], where: str) -> Settings:
     try:
-        return msgspec.convert(tree, Settings)
+        return msgspec.convert(_with_kinds(tree), Settings)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         if "[...]" in path:  # a key of a mapping, which msgspec does not name
             path = path.replace("[...]", _odd_key(tree, path))
-        msg = f"{where}{path.rstrip('`')}: {reason}" if path else f"{where}{reason}"
+        path = path.rstrip("`")
+        key, _, rest = reason.partition(" ")
+        if path in tree and isinstance(tree[path], dict) and key in _hints(_type_of(path)):
+            path, reason = f"{path}.{key}", rest  # a section's own check, which names the key first
+        msg = f"{where}{path}: {reason}" if path else f"{where}{reason}"
         raise InvalidSettings(msg) from None
+
+
+def _with_kinds(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with the usual `kind` in every section that has kinds and names none."""
+    whole = dict(tree)
+    for field in msgspec.structs.fields(Settings):
+        section = whole.get(field.name)
+        if isinstance(section, dict) and isinstance(field.type, UnionType):
+            config = type(field.default).__struct_config__
+            whole[field.name] = {config.tag_field: config.tag, **section}
+    return whole
+
+
+def _type_of(section: str) -> Any:
+    return get_type_hints(Settings)[section]
+
+
+def _hints(section: Any) -> dict[str, Any]:
+    """Keys and types of a section, of whatever kind."""
+    if not isinstance(section, UnionType):
+        return get_type_hints(section)
+    hints: dict[str, Any] = {}
+    for kind in get_args(section):
+        hints |= {kind.__struct_config__.tag_field: str, **get_type_hints(kind)}
+    return hints
 
 
 def _odd_key(tree: Mapping[str, Any], path: str) -> str:
@@ -108,8 +165,8 @@ def _odd_key(tree: Mapping[str, Any], path: str) -> str:
     return next((f".{key}" for key, value in tree.items() if not isinstance(value, str)), "[...]")
 
 
-def _check_keys(tree: Mapping[str, Any], struct: type[Any], where: str, path: str = "") -> None:
-    hints = get_type_hints(struct)
+def _check_keys(tree: Mapping[str, Any], struct: Any, where: str, path: str = "") -> None:
+    hints = _hints(struct)
     for key, value in tree.items():
         if key not in hints:
             raise InvalidSettings(_unknown(f"{where}: {path}{key}", key, hints))
@@ -125,13 +182,13 @@ def _from_environment(name: str, text: str) -> dict[str, Any]:
             kind = get_args(kind)[1]
             continue
         key = keys[depth] = written.lower()
-        hints = get_type_hints(kind) if _is_section(kind) else {}
+        hints = _hints(kind) if _is_section(kind) else {}
         if key not in hints:
             path = ".".join(keys[: depth + 1])
             raise InvalidSettings(_unknown(f"environment variable {name}: {path}", key, hints))
         kind = hints[key]
     if _is_section(kind):
-        first = next(iter(get_type_hints(kind))).upper()
+        first = next(iter(_hints(kind))).upper()
         msg = f"environment variable {name} is a section; set a key of it: {name}__{first}"
         raise InvalidSettings(msg)
     try:
@@ -157,6 +214,8 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _is_section(kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return all(map(_is_section, get_args(kind)))
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 

@@ -97,6 +97,9 @@ class FakeApplication:
         self.requests: list[HttpRequest] = []
         self.asgi: AsgiApp = _nothing
 
+    def is_upload(self, method: str, target: bytes) -> bool:
+        return method == "PUT" and target == b"/upload"
+
     def handler(self, method: str, target: bytes) -> Handler | None:
         del method
         return self._handle if target.startswith(HOT.encode()) else None

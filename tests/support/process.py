@@ -113,17 +113,18 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    models: Path,
+    models: Path | None,
     log_file: Path,
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     ready: bool = True,
 ) -> Iterator[Server]:
-    """Serve the model repository `models` on a free port until the block ends.
+    """Serve the model repository `models`, or the registry alone, until the block ends.
 
     Waits until the HTTP port answers, and with `ready` until /readyz is 200.
     """
-    command = [sys.executable, "-m", "headrace", "serve", str(models), "--http-port=0",
+    folder = [] if models is None else [str(models)]
+    command = [sys.executable, "-m", "headrace", "serve", *folder, "--http-port=0",
                "--grpc-port=0", "--log-format=json", *arguments]  # fmt: skip
     with log_file.open("wb") as log:
         process = subprocess.Popen(
@@ -131,7 +132,11 @@ def serving(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **(environment or {})},
+            env={
+                **os.environ,
+                "HEADRACE_STORAGE__DATA_DIR": str(log_file.with_suffix(".data")),
+                **(environment or {}),
+            },
         )
     server = Server(process, log_file)
     try:

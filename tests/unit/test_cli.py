@@ -65,7 +65,9 @@ def test_the_version_is_told() -> None:
     assert result.stdout.startswith("headrace, version ")
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["serve"], ["token"], ["demo", "/no/such/file"]])
+@pytest.mark.parametrize(
+    "arguments", [["fly"], ["serve", "a", "b"], ["token"], ["demo", "/no/such/file"]]
+)
 def test_a_wrong_call_is_a_usage_error(arguments: list[str]) -> None:
     result = _run(*arguments)
     assert result.exit_code == 2

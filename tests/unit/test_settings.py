@@ -103,8 +103,9 @@ def test_reading_leaves_the_overrides_as_they_were() -> None:
         (
             "[zzz]",
             (
-                "zzz is not a setting; known are authentication, gateway, http, log, "
-                "orchestrator, server"
+                "zzz is not a setting; known are artifacts, authentication, cache, database, "
+                "gateway, http, inspection, log, orchestrator, registry, registry_reads, router, "
+                "server, storage"
             ),
         ),
         (
@@ -182,7 +183,7 @@ def test_every_setting_can_be_set_by_a_variable() -> None:
     tree = msgspec.to_builtins(Settings())
     variables = {
         f"{section}__{key}".upper(): msgspec.json.encode(value).decode()
-        if isinstance(value, dict)
+        if isinstance(value, dict | list | tuple)
         else str(value)
         for section, values in tree.items()
         for key, value in values.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from headrace.compose.registry import allowed_networks
 from headrace.domain.errors import InvalidSettings
 from headrace.gateway.authentication import TokenAuthentication
 from headrace.settings import Settings
@@ -12,6 +13,7 @@ from headrace.settings import Settings
 def check(settings: Settings) -> None:
     """Everything that can be known before the start. Raises InvalidSettings."""
     TokenAuthentication(settings.authentication)
+    allowed_networks(settings)
     check_exposure(settings)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,6 +18,10 @@ from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
 from headrace.compose.checks import check_exposure
+from headrace.compose.model_control import FolderControl, WholeControl
+from headrace.compose.registry import RegistryHouse, opened
+from headrace.compose.shelf import CatalogueShelf, NoModels
+from headrace.domain.catalog import ApiKey, Key
 from headrace.domain.errors import InvalidSettings
 from headrace.domain.models import Platform as ModelPlatform
 from headrace.gateway.authentication import TokenAuthentication
@@ -24,9 +29,12 @@ from headrace.gateway.gateway import Gateway
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.metrics import OrchestratorMetrics
+from headrace.orchestrator.on_demand import OnDemand
 from headrace.orchestrator.orchestrator import Orchestrator
 from headrace.ports.executor import ExecutorLoader
-from headrace.ports.model_control import ModelDescription
+from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.ports.repository import ModelRepository
+from headrace.router.registered import RegisteredModels
 from headrace.router.router import Router
 from headrace.settings import Settings
 from headrace.telemetry.access_log import AccessLog
@@ -44,37 +52,43 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
+_SAY_WAITING_S: Final = 10.0
 _GC_THRESHOLDS: Final = (20_000, 20, 50)  # requests leave no cycles: look seldom
 
 
 class Platform:
-    """Gateway, router and orchestrator over one model folder, served over HTTP and gRPC."""
+    """Gateway, router, orchestrator and registry, served over HTTP and gRPC.
 
-    def __init__(self, settings: Settings, models: Path, *, version: str, log: TextIO) -> None:
+    `models` is a folder with models; None where all come from the registry.
+    """
+
+    def __init__(
+        self, settings: Settings, models: Path | None, *, version: str, log: TextIO
+    ) -> None:
         check_exposure(settings)
+        if models is None and not settings.registry.enabled:
+            msg = "registry.enabled is false and no folder of models is given: nothing to serve"
+            raise InvalidSettings(msg)
         self.settings = settings
         self.version = version
         self._started = time.monotonic()
         self.loaded = asyncio.Event()
         self._stopping = False
         self.metrics = Metrics(version=version)
-        self._folder = ModelFolder(models)
-        self._authenticate = TokenAuthentication(settings.authentication)
+        self._folder = ModelFolder(models) if models is not None else None
+        self._house: RegistryHouse | None = None
+        self._authenticate = TokenAuthentication(settings.authentication, find_key=self._find_key)
         self._access_log = AccessLog(settings=settings.log, stream=log, clock=time.time)
-        orchestrator_metrics = OrchestratorMetrics(self.metrics)
-        loaders: Mapping[ModelPlatform, ExecutorLoader] = {
+        self._orchestrator_metrics = OrchestratorMetrics(self.metrics)
+        self._loaders: Mapping[ModelPlatform, ExecutorLoader] = {
             "onnxruntime_onnx": OnnxLoader(
                 default_max_batch_size=settings.orchestrator.default_max_batch_size
             ),
             "python": PythonModelLoader(),
         }
-        self.models = Models(
-            self._folder,
-            loaders=loaders,
-            settings=settings.orchestrator,
-            metrics=orchestrator_metrics,
-        )
-        self.metrics.observe(self.models.observe)
+        self.models = self._models(self._folder or NoModels())
+        self._all_models = [self.models]
+        self._control: ModelControl = FolderControl(self.models)
         self.gateway = Gateway(
             Router([Orchestrator(self.models)]),
             settings=settings.gateway,
@@ -90,6 +104,7 @@ class Platform:
             ("status",),
         )
         self._ids = RequestIds()
+        self._router: RegisteredModels | None = None
         self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
 
@@ -108,8 +123,15 @@ class Platform:
         Raises:
             InvalidSettings: a port is taken, the model folder is missing.
         """
-        self._folder.require()
-        async with asyncio.TaskGroup() as tasks:
+        if self._folder is not None:
+            self._folder.require()
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            background: list[asyncio.Task[None]] = []
+            if self.settings.registry.enabled:
+                self._house = await stack.enter_async_context(
+                    opened(self.settings, metrics=self.metrics, version=self.version)
+                )
+                background += self._join_registry(self._house, tasks)
             application = self._application()
             server = self.settings.server
             self._http = await HttpServer.listen(
@@ -122,13 +144,15 @@ class Platform:
                 self._grpc = await self._listen_grpc()
             except InvalidSettings:
                 await self._http.drain(0)
+                for task in background:
+                    task.cancel()
                 raise
             _logger.info(
                 "listening",
                 extra={"http_port": self.http_address[1], "grpc_port": self._grpc.address[1]},
             )
             self.metrics.observe(self._observe_http)
-            background = [
+            background += [
                 tasks.create_task(self._flush_access_log()),
                 tasks.create_task(self._tend_models()),
             ]
@@ -158,7 +182,7 @@ class Platform:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether an inference sent now would be tried, and the details behind it."""
         unready = sum(entry.state != "READY" for entry in self.models.index())
-        served = list(self.models.all_versions())
+        served = [version for models in self._all_models for version in models.all_versions()]
         hung = sum(not version.ready for version in served)
         can_run = any(v.ready for v in served) or not (served or unready)
         if self._stopping:
@@ -167,6 +191,13 @@ class Platform:
             status = "starting"
         else:
             status = "ok" if can_run else "no model can run"
+        registry = {}
+        if self._house is not None:
+            # what was read last is served on, so this alone makes no process unready
+            registry = {
+                "registry": self._house.catalogue.problem or "ok",
+                "registry_revision": self._house.catalogue.revision,
+            }
         return status == "ok", {
             "status": status,
             "version": self.version,
@@ -174,7 +205,59 @@ class Platform:
             "models_ready": len(served) - hung,
             "models_hung": hung,
             "models_not_ready": unready,
+            **registry,
         }
+
+    def _models(self, repository: ModelRepository) -> Models:
+        models = Models(
+            repository,
+            loaders=self._loaders,
+            settings=self.settings.orchestrator,
+            metrics=self._orchestrator_metrics,
+        )
+        self.metrics.observe(models.observe)
+        return models
+
+    def _find_key(self, digest: str) -> ApiKey | None:
+        return None if self._house is None else self._house.catalogue.key(digest)
+
+    def _join_registry(
+        self, house: RegistryHouse, tasks: asyncio.TaskGroup
+    ) -> list[asyncio.Task[None]]:
+        """Put the registry's models before those of the folder."""
+        shelf = CatalogueShelf(house.catalogue, house.artifacts)
+        registered = self._models(shelf)
+        self._all_models.append(registered)
+        on_demand = OnDemand(
+            registered,
+            shelf,
+            max_loaded=self.settings.orchestrator.max_loaded_versions,
+            clock=time.monotonic,
+        )
+        router = RegisteredModels(
+            catalogue=house.catalogue,
+            endpoint=on_demand,
+            others=Orchestrator(self.models),
+            settings=self.settings.router,
+            usage=house.usage,
+            clock=time.monotonic,
+            chance=random.random,
+        )
+        self._router = router
+        self.gateway.service = router
+        self._control = WholeControl(
+            FolderControl(self.models),
+            router=router,
+            catalogue=house.catalogue,
+            on_demand=on_demand,
+            registered=registered,
+        )
+        house.catalogue.on_change(self._forget_keys)
+        return [tasks.create_task(house.run()), tasks.create_task(on_demand.run())]
+
+    def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
+        if any(kind == ApiKey.kind for kind, _ in changed):
+            self._authenticate.forget()
 
     def _application(self) -> HttpApplication:
         timelines = RequestTimelines()
@@ -188,7 +271,7 @@ class Platform:
             timelines=timelines,
         )
         control = ControlWire(
-            self.models,
+            self._control,
             version=self.version,
             ready=lambda: self.health()[0],
             config_json=_config_json,
@@ -198,6 +281,7 @@ class Platform:
         return HttpApplication(
             infer,
             [*control.routes(), *operations.routes()],
+            management=self._house,
             authenticate=self._authenticate,
             ids=self._ids,
             access_log=self._access_log,
@@ -213,7 +297,7 @@ class Platform:
 
         infer = InferRpc(self.gateway, ids=self._ids)
         control = ControlRpcs(
-            self.models,
+            self._control,
             version=self.version,
             ready=lambda: self.health()[0],
             config_json=_config_json,
@@ -254,7 +338,7 @@ class Platform:
         listening = [s for s in (self._http, self._grpc) if s is not None]
         if not all(await asyncio.gather(*(s.drain(server.drain_grace_s) for s in listening))):
             _logger.warning("requests were cut off after %s s", server.drain_grace_s)
-        await self.models.close()
+        await asyncio.gather(*(models.close() for models in self._all_models))
         self._access_log.close()
         _logger.info("stopped")
 
@@ -265,7 +349,7 @@ class Platform:
 
     async def _tend_models(self) -> None:
         """Load what is there, and follow the folder where that is asked for."""
-        await self.models.load_all()
+        await asyncio.gather(self.models.load_all(), self._load_registered())
         # what was made until now stays: the collector need not look at it again
         gc.collect()
         gc.freeze()
@@ -278,6 +362,14 @@ class Platform:
                 await self.models.poll()
             except Exception:
                 _logger.exception("the model folder could not be polled")
+
+    async def _load_registered(self) -> None:
+        """Wait for the first reading of the registry, and for what is asked most."""
+        if self._house is None or self._router is None:
+            return
+        while not await self._house.catalogue.ready(_SAY_WAITING_S):
+            _logger.warning("waiting for the registry: %s", self._house.catalogue.problem)
+        await self._router.preload(self.settings.registry.preload_models)
 
     def _observe_http(self) -> None:
         assert self._http is not None  # noqa: S101 - registered after it was made

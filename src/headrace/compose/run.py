@@ -12,7 +12,7 @@ from headrace.settings import Settings
 from headrace.telemetry import logs
 
 
-def serve(settings: Settings, models: Path, *, version: str) -> None:
+def serve(settings: Settings, models: Path | None, *, version: str) -> None:
     """Serve until a signal. Raises InvalidSettings where it cannot start."""
     logs.configure(settings.log, sys.stderr)
     platform = Platform(settings, models, version=version, log=sys.stderr)

@@ -36,7 +36,7 @@ class Gateway:
         metrics: GatewayMetrics,
         clock: Callable[[], float],
     ) -> None:
-        self._service = service
+        self.service = service
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -57,7 +57,7 @@ class Gateway:
                 self._refuse()
             narrowed = self._narrowed(request, call)
             model, version = request.model, request.version
-            response = await self._service.infer(request, narrowed)
+            response = await self.service.infer(request, narrowed)
             version = response.version
         except HeadraceError as error:
             outcome = error.code

@@ -162,14 +162,14 @@ class Models:
         self._expected = set(await off_loop(self._repository.names))
         self._looked = True
         # at the same time: one that hangs while it loads does not keep the others waiting
-        await asyncio.gather(*(self._refresh(name) for name in sorted(self._expected)))
+        await asyncio.gather(*(self.refresh(name) for name in sorted(self._expected)))
 
     async def poll(self) -> None:
         """Bring the process in line with the repository: new, changed and removed models."""
         names = await off_loop(self._repository.names)
         gone = {*self._models, *self._problems} - set(names)
         for name in sorted({*names, *gone}):
-            await self._refresh(name)
+            await self.refresh(name)
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
         """See ModelControl.load. Versions in use are replaced without dropping a request."""
@@ -223,7 +223,8 @@ class Models:
     def _lock(self, model: str) -> asyncio.Lock:
         return self._locks.setdefault(model, asyncio.Lock())
 
-    async def _refresh(self, model: str) -> None:
+    async def refresh(self, model: str) -> None:
+        """Bring one model in line with the repository."""
         async with self._lock(model):
             if model in self._overridden or model in self._unloaded:
                 self._expected.discard(model)

@@ -14,5 +14,8 @@ class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     default_max_batch_size: int = 64
     #: Seconds between looks at the model folder; 0 looks only at the start and when asked to.
     poll_s: float = 0.0
+    #: Versions of the registry that are held in memory; beyond it the one that was not asked for
+    #: longest is unloaded.
+    max_loaded_versions: int = 100
     #: Seconds that an unloading version may take to finish what it has.
     drain_s: float = 30.0

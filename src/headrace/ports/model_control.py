@@ -34,15 +34,18 @@ class IndexEntry(msgspec.Struct, frozen=True):
 class ModelControl(Protocol):
     """The models of one process."""
 
-    def describe(self, model: str, version: str = "") -> ModelDescription:
-        """A version, the newest where `version` is "". Raises UnknownModel, ModelNotReady."""
+    async def describe(self, model: str, version: str = "") -> ModelDescription:
+        """A version, that which answers where `version` is "". Raises UnknownModel, ModelNotReady.
+
+        A registered version is loaded first, where it is not yet.
+        """
         ...
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing."""
         ...
 
-    def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
+    async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         """Triton's statistics of one version, all of a model's, or all. Raises UnknownModel."""
         ...
 

@@ -51,3 +51,29 @@ class ModelRepository(Protocol):
             InvalidRequest: `config_json` is not a configuration.
         """
         ...
+
+
+class Shelf(ModelRepository, Protocol):
+    """A repository of what was fetched from somewhere else, version by version."""
+
+    def has(self, model: str, version: str) -> bool:
+        """Whether a version could be fetched, as far as is known here."""
+        ...
+
+    def holds(self, model: str, version: str) -> bool:
+        """Whether what was fetched is still what would be."""
+        ...
+
+    async def fetch(self, model: str, version: str) -> None:
+        """Put a version there.
+
+        Raises:
+            UnknownModel: there is no such version, or it may not serve.
+            ModelLoadFailed: its files cannot be served.
+            StoreUnavailable: they cannot be had at present.
+        """
+        ...
+
+    def drop(self, model: str, version: str) -> None:
+        """Take a version away; harmless where it is not there."""
+        ...

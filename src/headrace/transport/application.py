@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +27,25 @@ from headrace.transport.status import CLIENT_CLOSED, http_status
 
 #: Paths that answer everybody: probes and scrapers have no token. All others ask for one.
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-PUBLIC: Final = PROBES | {"/healthz"}
+#: The page that shows the management API, and the document behind it, tell nothing of anybody.
+PUBLIC: Final = PROBES | {"/healthz", "/docs", "/api/v1/openapi.json"}
+_UPLOAD: Final = re.compile(rb"/api/v1/models/[^/?]+/versions/[^/?]+/artifact(?:\?.*)?")
+
+
+class Management(Protocol):
+    """The management API, which is made when it is first asked for."""
+
+    async def app(self) -> AsgiApp:
+        """The application under `/api` and `/docs`."""
+        ...
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """The answer that tells a client of `error`."""
+        ...
+
+
+def _is_managed(path: str) -> bool:
+    return path == "/docs" or path.startswith(("/api/", "/docs/"))
 
 
 class HttpApplication:
@@ -37,11 +56,13 @@ class HttpApplication:
         infer: InferWire,
         routes: Sequence[BaseRoute],
         *,
+        management: Management | None = None,
         authenticate: Authenticate,
         ids: RequestIds,
         access_log: AccessLog,
     ) -> None:
         self._infer = infer
+        self._management = management
         app = Starlette(
             routes=routes,
             exception_handlers={
@@ -52,11 +73,21 @@ class HttpApplication:
             },
         )
         app.router.redirect_slashes = False
-        self.asgi: AsgiApp = _Edge(app, authenticate=authenticate, ids=ids, access_log=access_log)
+        self.asgi: AsgiApp = _Edge(
+            app,
+            management,
+            authenticate=authenticate,
+            ids=ids,
+            access_log=access_log,
+        )
 
     def handler(self, method: str, target: bytes) -> Handler | None:
         """See Application.handler."""
         return self._infer.handler(target) if method == "POST" else None
+
+    def is_upload(self, method: str, target: bytes) -> bool:
+        """See Application.is_upload."""
+        return method == "PUT" and _UPLOAD.fullmatch(target) is not None
 
 
 class _Edge:
@@ -65,12 +96,14 @@ class _Edge:
     def __init__(
         self,
         app: AsgiApp,
+        management: Management | None,
         *,
         authenticate: Authenticate,
         ids: RequestIds,
         access_log: AccessLog,
     ) -> None:
         self._app = app
+        self._management = management
         self._authenticate = authenticate
         self._ids = ids
         self._access_log = access_log
@@ -98,9 +131,18 @@ class _Edge:
         try:
             if scope["path"] not in PUBLIC:
                 principal = self._authenticate(headers)
-            await self._app(scope, receive, with_id)
+            scope["headrace.principal"] = principal
+            scope["headrace.request_id"] = request_id
+            app = self._app
+            if self._management is not None and _is_managed(scope["path"]):
+                app = await self._management.app()
+            await app(scope, receive, with_id)
         except Unauthenticated as error:
-            await (await _typed_error(Request(scope), error))(scope, receive, with_id)
+            refuse: Callable[[Request, Exception], Awaitable[Response]] = _typed_error
+            if self._management is not None and _is_managed(scope["path"]):
+                refuse = self._management.refuse
+            scope["headrace.request_id"] = request_id
+            await (await refuse(Request(scope), error))(scope, receive, with_id)
         except asyncio.CancelledError:  # the connection ended, or was refused, under way
             status = status or CLIENT_CLOSED
             raise

@@ -24,7 +24,7 @@ from headrace.domain.models import ModelConfig, Warmup, WarmupInput
 from headrace.domain.tensors import InferContent, Tensor
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.served_version import ServedVersion
-from headrace.ports.model_control import IndexEntry, ModelControl
+from headrace.ports.model_control import IndexEntry
 from headrace.ports.repository import FoundModel
 from tests.support.executors import SIGNATURE, FakeExecutor, GatedExecutor, failing, plus
 from tests.unit.orchestrator.stage import House, turns, values
@@ -70,11 +70,6 @@ def _told(house: House, model: str, version: str = "") -> HeadraceError:
 
 
 # Loading everything
-
-
-async def test_the_models_are_what_operators_wires_ask() -> None:
-    control: ModelControl = (await _loaded()).models
-    assert control.obstacle("m") is None
 
 
 async def test_every_version_of_every_model_is_loaded_the_oldest_first() -> None:

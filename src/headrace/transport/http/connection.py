@@ -34,6 +34,7 @@ _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system
 _MAX_HEADERS: Final = 200
 _MAX_PIECES: Final = 1024  # of a body, before they become one buffer
 _LINGER_S: Final = 2.0
+_UPLOAD_STEP_BYTES: Final = 1024 * 1024  # of an upload, in the time that a whole body else has
 
 
 class Phase(enum.Enum):
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
         "_target",
         "_transport",
         "_unsent",
+        "_upload_due",
         "_write_paused",
         "deadline",
         "host",
@@ -107,6 +109,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = True
         self._handler: Handler | None = None
         self._input: AsgiExchange | None = None  # the ASGI exchange that takes the body
+        self._upload_due = 0  # bytes of an upload at which its client gets more time; 0: no upload
 
     # --- asyncio -----------------------------------------------------------------------------
 
@@ -214,7 +217,7 @@ class Connection(asyncio.Protocol):
             return
         length = headers.get(b"content-length")
         if length is not None:
-            if int(length) > self.host.limits.max_body_bytes:
+            if int(length) > self.host.limits.max_body_bytes and not self._is_upload():
                 self._refuse_body()
                 return
         elif headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
@@ -227,6 +230,7 @@ class Connection(asyncio.Protocol):
             if method == "CONNECT":
                 self._refuse(501, "CONNECT: this server is no proxy")
                 return
+            self._upload_due = _UPLOAD_STEP_BYTES if self._is_upload() else 0
             self._input = AsgiExchange(
                 self,
                 method=method,
@@ -244,11 +248,14 @@ class Connection(asyncio.Protocol):
         if self._phase is not _BODY:
             return
         self._body_bytes += len(data)
-        if self._body_bytes > self.host.limits.max_body_bytes:
+        if self._body_bytes > self.host.limits.max_body_bytes and not self._upload_due:
             self._refuse_body()
         elif self._input is None:
             self._body.append(data)
         else:
+            if self._upload_due and self._body_bytes >= self._upload_due:
+                self._upload_due = self._body_bytes + _UPLOAD_STEP_BYTES
+                self.deadline = self.host.now + self.host.limits.body_timeout_s
             self._input.feed(data)
 
     def on_message_complete(self) -> None:
@@ -315,12 +322,16 @@ class Connection(asyncio.Protocol):
         if not (self._read_paused or self.lost or self._transport.is_closing()):
             self._read_paused = True
             self._transport.pause_reading()
+            if self._input is not None:  # it is the application that takes its time
+                self.deadline = math.inf
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`; harmless where nothing is paused."""
         if self._read_paused and not (self.lost or self._transport.is_closing()):
             self._read_paused = False
             self._transport.resume_reading()
+            if self._input is not None:
+                self.deadline = self.host.now + self.host.limits.body_timeout_s
 
     def address(self, kind: str) -> tuple[str, int] | None:
         """The socket's "peername" or "sockname", where it has a host and a port."""
@@ -439,6 +450,9 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserError as error:
                 self._malformed(error)
             return
+
+    def _is_upload(self) -> bool:
+        return self.host.application.is_upload(self._method, self._target)
 
     def _continue(self) -> None:
         if self._expects_continue():

@@ -33,6 +33,10 @@ class Application(Protocol):
         """The protocol-level handler of a request line, or None: the ASGI app takes it."""
         ...
 
+    def is_upload(self, method: str, target: bytes) -> bool:
+        """Whether the body may be of any size and take its time: the ASGI app bounds it."""
+        ...
+
 
 class Host:
     """State shared by all connections of a server; the server's sweep keeps `now` and the date.

@@ -8,7 +8,8 @@ import msgspec
 class HttpLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds per connection; every one is enforced before memory is spent."""
 
-    #: Largest body in bytes, before and after decompression; beyond it 413.
+    #: Largest body in bytes, before and after decompression; beyond it 413. Uploads of models
+    #: have a limit of their own, `artifacts.max_artifact_bytes`.
     max_body_bytes: int = 64 * 1024 * 1024
     #: Largest request line and headers together in bytes; beyond it 431.
     max_head_bytes: int = 64 * 1024
@@ -16,7 +17,8 @@ class HttpLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_connections: int = 20_000
     #: Seconds from the first byte of a request to the end of its headers; beyond it 408.
     head_timeout_s: float = 10.0
-    #: Seconds from the headers to the end of the body; beyond it 408.
+    #: Seconds from the headers to the end of the body; beyond it 408. For the upload of a model:
+    #: seconds in which each of its megabytes must come.
     body_timeout_s: float = 30.0
     #: Seconds that a connection may stay open without a request.
     idle_timeout_s: float = 75.0

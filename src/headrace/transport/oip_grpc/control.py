@@ -78,7 +78,7 @@ class ControlRpcs:
         )
 
     async def _metadata(self, request: Any) -> Any:
-        model = self._models.describe(*_names(request))
+        model = await self._models.describe(*_names(request))
         return schema.ModelMetadataResponse(
             name=model.name,
             versions=model.versions,
@@ -88,7 +88,7 @@ class ControlRpcs:
         )
 
     async def _config(self, request: Any) -> Any:
-        config = dict(self._config_json(self._models.describe(*_names(request))))
+        config = dict(self._config_json(await self._models.describe(*_names(request))))
         return _from_json({"config": config}, schema.ModelConfigResponse())
 
     async def _statistics(self, request: Any) -> Any:
@@ -96,7 +96,7 @@ class ControlRpcs:
             msg = "a version is named, but no model"
             raise InvalidRequest(msg)
         names = _names(request) if request.name else ("", "")
-        statistics = list(self._models.statistics(*names))
+        statistics = list(await self._models.statistics(*names))
         return _from_json({"model_stats": statistics}, schema.ModelStatisticsResponse())
 
     async def _index(self, request: Any) -> Any:

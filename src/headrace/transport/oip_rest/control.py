@@ -106,7 +106,7 @@ class ControlWire:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
-        model = self._models.describe(*_names(request))
+        model = await self._models.describe(*_names(request))
         return JSONResponse(
             {
                 "name": model.name,
@@ -125,11 +125,11 @@ class ControlWire:
         return JSONResponse({"name": name, "ready": True})
 
     async def _config(self, request: Request) -> Response:
-        return JSONResponse(self._config_json(self._models.describe(*_names(request))))
+        return JSONResponse(self._config_json(await self._models.describe(*_names(request))))
 
     async def _statistics(self, request: Request) -> Response:
         name, version = _names(request) if "model" in request.path_params else ("", "")
-        return JSONResponse({"model_stats": self._models.statistics(name, version)})
+        return JSONResponse({"model_stats": await self._models.statistics(name, version)})
 
     async def _index(self, request: Request) -> Response:
         body = await _json(request)
@@ -173,10 +173,10 @@ class ControlWire:
         return Response()
 
     async def _get_trace(self, request: Request) -> Response:
-        return JSONResponse(self._timelines.get(self._traced_model(request)))
+        return JSONResponse(self._timelines.get(await self._traced_model(request)))
 
     async def _set_trace(self, request: Request) -> Response:
-        model = self._traced_model(request)
+        model = await self._traced_model(request)
         return JSONResponse(self._timelines.update(await _json(request), model))
 
     async def _get_logging(self, _: Request) -> Response:
@@ -185,11 +185,11 @@ class ControlWire:
     async def _set_logging(self, request: Request) -> Response:
         return JSONResponse(self._log_level.update(await _json(request)))
 
-    def _traced_model(self, request: Request) -> str:
+    async def _traced_model(self, request: Request) -> str:
         if "model" not in request.path_params:
             return ""
         name, _ = _names(request)
-        return self._models.describe(name).name
+        return (await self._models.describe(name)).name
 
 
 def _names(request: Request) -> tuple[str, str]:
