@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,7 @@ from headrace.adapters.sql.opening import open_store
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.ports.artifacts import ArtifactStore
 from headrace.ports.cache import Cache
-from headrace.ports.registry_store import RegistryStore
+from headrace.ports.registry_store import Change, RegistryStore
 from headrace.registry.cached_reader import CachedReader
 from headrace.registry.catalogue import CatalogueFollower
 from headrace.registry.registry import Registry, utc_now
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _GARBAGE_EVERY_S: Final = 3600.0
+_OBEY_S: Final = 1.0
 _INSPECT: Final = "headrace.compose.inspect"
 
 
@@ -88,7 +89,7 @@ class RegistryHouse:
                 default_max_batch_size=settings.orchestrator.default_max_batch_size,
             ),
             allowed=allowed_networks(settings),
-            invalidate=self._reader.invalidate,
+            invalidate=self._announce,
             ping_cache=self._reader.ping,
             live=self.usage.of,
         )
@@ -114,6 +115,12 @@ class RegistryHouse:
             tasks.create_task(self._reader.run())
             tasks.create_task(_again(self._settings.registry.usage_flush_s, self.keep_usage))
             tasks.create_task(_again(_GARBAGE_EVERY_S, self.use_cases.garbage.collect))
+
+    async def _announce(self, changes: Sequence[Change]) -> None:
+        """Before a writer has its answer, this process itself obeys what was written."""
+        await self._reader.invalidate(changes)
+        newest = max((change.revision for change in changes), default=0)
+        await self.catalogue.reached(newest, _OBEY_S)
 
     async def keep_usage(self) -> None:
         """Write what was counted to the store; it is counted on where that fails."""

@@ -83,6 +83,7 @@ class CatalogueFollower:
         self._current_at = clock()  # when the catalogue was last known to be what the store has
         self._first_reading = asyncio.Event()
         self._woken = asyncio.Event()
+        self._moved = asyncio.Event()  # set when the revision changes, and then replaced
         self._listeners: list[Heard] = []
         self._metrics = _CatalogueMetrics(metrics)
         metrics.observe(self._report)
@@ -120,6 +121,17 @@ class CatalogueFollower:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._first_reading.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def reached(self, revision: int, timeout_s: float) -> bool:
+        """Wait until requests are served from a revision; whether they were within `timeout_s`."""
+        self._woken.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._revision < revision:
+                    await self._moved.wait()
         except TimeoutError:
             return False
         return True
@@ -239,6 +251,8 @@ class CatalogueFollower:
         # from here to the end of `put_in_place` nothing else runs
         self._tables.put_in_place(step)
         self._revision = revision
+        self._moved.set()
+        self._moved = asyncio.Event()
         self._metrics.changes.value += len(changed)
         self._observe_latency(changed.values())
         if changed:
@@ -260,6 +274,8 @@ class CatalogueFollower:
 
     def _report(self) -> None:
         self._metrics.revision.value = self._revision
+        for kind, count in self._tables.counts.items():
+            self._metrics.entities.labels(kind).value = count
         behind = self._problem != ""
         self._metrics.stale_seconds.value = self._clock() - self._current_at if behind else 0.0
 
@@ -304,7 +320,12 @@ class _Tables:
     @property
     def size(self) -> int:
         """How many entities are known."""
-        return sum(map(len, self._revisions.values()))
+        return sum(self.counts.values())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many entities of each kind are known."""
+        return {kind: len(known) for kind, known in self._revisions.items()}
 
     async def difference(self, entities: Sequence[Entity]) -> dict[Changed, Entity | None]:
         """What is not as it is known: entities that differ, and None for those that are gone."""
@@ -447,6 +468,9 @@ class _CatalogueMetrics:
         self.revision = metrics.gauge(
             "headrace_catalogue_revision", "The store's revision that requests are served from."
         ).labels()
+        self.entities = metrics.gauge(
+            "headrace_catalogue_entities", "Entities of the registry as last read.", ("kind",)
+        )
         self.stale_seconds = metrics.gauge(
             "headrace_catalogue_stale_seconds",
             "Time since the catalogue was known to be current; 0 while the store is followed.",

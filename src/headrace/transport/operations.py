@@ -34,8 +34,9 @@ class OperationsWire:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, _: Request) -> Response:
-        ready, _detail = self._health()
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        ready, detail = self._health()
+        told = {"registry": detail["registry"]} if detail.get("registry", "ok") != "ok" else {}
+        return JSONResponse({"ready": ready, **told}, 200 if ready else 503)
 
     async def _detail(self, _: Request) -> Response:
         ready, detail = self._health()
