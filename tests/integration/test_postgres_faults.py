@@ -293,7 +293,7 @@ async def test_an_address_that_will_never_do_is_a_mistake_in_the_settings(
     settings: PostgresSettings, tmp_path: Path, find: str, replace: str
 ) -> None:
     wrong = PostgresSettings(dsn=settings.dsn.replace(find, replace))
-    with pytest.raises(InvalidSettings, match=r"registry\.store\.dsn: "):
+    with pytest.raises(InvalidSettings, match=r"database\.dsn: "):
         await open_store(wrong, data_dir=tmp_path, now=lambda: _START)
 
 

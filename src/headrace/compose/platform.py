@@ -89,8 +89,9 @@ class Platform:
         self.models = self._models(self._folder or NoModels())
         self._all_models = [self.models]
         self._control: ModelControl = FolderControl(self.models)
+        self._folder_router = Router([Orchestrator(self.models)])
         self.gateway = Gateway(
-            Router([Orchestrator(self.models)]),
+            self._folder_router,
             settings=settings.gateway,
             metrics=GatewayMetrics(self.metrics),
             clock=time.monotonic,
@@ -237,7 +238,7 @@ class Platform:
         router = RegisteredModels(
             catalogue=house.catalogue,
             endpoint=on_demand,
-            others=Orchestrator(self.models),
+            others=self._folder_router,
             settings=self.settings.router,
             usage=house.usage,
             clock=time.monotonic,

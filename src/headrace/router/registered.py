@@ -84,7 +84,11 @@ class RegisteredModels:
         choices = self._choices(asked)
         if choices is None:
             return self._others.infer(request, call)
-        return self._infer(request, call, self._pick(asked, choices))
+        chosen = self._pick(asked, choices)
+        obstacle = self._endpoint.obstacle(internal_name(asked[0], chosen.model), chosen.version)
+        if obstacle is not None:  # known before: nobody waits to hear of it
+            raise obstacle
+        return self._infer(request, call, chosen)
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         """What stands in the way of a request now; None: it would be tried."""

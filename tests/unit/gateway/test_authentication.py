@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from headrace.domain.calls import ANONYMOUS, Principal
+from headrace.domain.catalog import ApiKey
 from headrace.domain.errors import InvalidSettings, Unauthenticated
 from headrace.gateway import authentication
 from headrace.gateway.authentication import AuthenticationSettings, TokenAuthentication
@@ -140,3 +142,70 @@ def test_a_half_configured_digest_is_refused_by_the_callers_name(digest: str) ->
     assert caught.value.message == (
         "authentication.tokens.alice: expected 64 lower-case hexadecimal digits"
     )
+
+
+# Keys of the registry
+
+SECRET = b"hr_made-up-for-this-test"
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Keys:
+    """The catalogue's keys, and a clock."""
+
+    def __init__(self, *, tokens: dict[str, str] | None = None) -> None:
+        self.known: dict[str, ApiKey] = {}
+        self.now = AT.timestamp()
+        self.asked = 0
+        self.authenticate = TokenAuthentication(
+            AuthenticationSettings(tokens=tokens or {}), find_key=self._find, clock=lambda: self.now
+        )
+
+    def put(self, *, expires_at: datetime | None = None) -> None:
+        digest = _sha256(SECRET)
+        self.known[digest] = ApiKey(
+            tenant="acme", id="key_1", name="nightly", digest=digest, expires_at=expires_at,
+            created_at=AT, updated_at=AT,
+        )  # fmt: skip
+
+    def _find(self, digest: str) -> ApiKey | None:
+        self.asked += 1
+        return self.known.get(digest)
+
+
+@pytest.mark.parametrize("tokens", [{}, {"alice": _sha256(ALICE)}])
+def test_a_key_of_the_registry_is_its_tenants_principal(tokens: dict[str, str]) -> None:
+    keys = Keys(tokens=tokens)
+    keys.put()
+    for headers in ({b"authorization": b"Bearer " + SECRET}, {b"x-api-key": SECRET}):
+        assert keys.authenticate(headers) == Principal("key:key_1", "acme")
+
+
+@pytest.mark.parametrize("tokens", [{}, {"alice": _sha256(ALICE)}])
+def test_what_is_presented_as_a_key_and_is_none_is_refused(tokens: dict[str, str]) -> None:
+    with pytest.raises(Unauthenticated):
+        Keys(tokens=tokens).authenticate({b"authorization": b"Bearer " + SECRET})
+
+
+def test_a_verified_key_is_not_looked_up_again_until_keys_change() -> None:
+    keys = Keys()
+    keys.put()
+    headers = {b"authorization": b"Bearer " + SECRET}
+    for _ in range(3):
+        keys.authenticate(headers)
+    assert keys.asked == 1
+    keys.known.clear()
+    keys.authenticate.forget()
+    with pytest.raises(Unauthenticated):
+        keys.authenticate(headers)
+
+
+def test_a_key_expires_even_where_it_was_verified_before() -> None:
+    keys = Keys()
+    keys.put(expires_at=datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
+    headers = {b"x-api-key": SECRET}
+    keys.now += 59
+    keys.authenticate(headers)
+    keys.now += 1
+    with pytest.raises(Unauthenticated):
+        keys.authenticate(headers)

@@ -65,7 +65,7 @@ class FakeCatalogue:
 
 
 class FakeEndpoint:
-    """Versions are loaded when a test says so; `failure` is what every request gets."""
+    """Versions load when a test says so; `failure` stands in the way, `raises` comes of it."""
 
     def __init__(self) -> None:
         self.up: set[tuple[str, str]] = set()
@@ -73,6 +73,7 @@ class FakeEndpoint:
         self.rechecked: list[tuple[str, str]] = []
         self.requests: list[tuple[str, str]] = []
         self.failure: HeadraceError | None = None
+        self.raises: HeadraceError | None = None
 
     def has(self, model: str, version: str) -> bool:
         return (model, version) in self.up
@@ -95,8 +96,8 @@ class FakeEndpoint:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         del call
         self.requests.append((request.model, request.version))
-        if self.failure is not None:
-            raise self.failure
+        if self.raises is not None:
+            raise self.raises
         return InferResponse(request.model, request.version, [])
 
 
@@ -228,10 +229,10 @@ async def test_requests_and_failures_are_counted_by_version(house: House) -> Non
     house.up("1")
     house.catalogue.put("m", entry("1"))
     await house.ask("m")
-    house.endpoint.failure = ModelFailed("it raised")
+    house.endpoint.raises = ModelFailed("it raised")
     with pytest.raises(ModelFailed):
         await house.ask("m")
-    house.endpoint.failure = InvalidRequest("odd shape")
+    house.endpoint.raises = InvalidRequest("odd shape")
     with pytest.raises(InvalidRequest):
         await house.ask("m")
     counted = house.usage.of("t", "m")["1"]
@@ -244,6 +245,9 @@ async def test_the_obstacle_of_a_version_is_told(house: House) -> None:
     assert isinstance(house.router.obstacle("t", "m", "9"), UnknownModel)
     house.endpoint.failure = ModelFailed("hung")
     assert house.router.obstacle("t", "m", "") is house.endpoint.failure
+    with pytest.raises(ModelFailed, match="hung"):
+        await house.ask("m")
+    assert house.endpoint.requests == [], "what cannot run is not asked"
 
 
 async def test_what_is_named_on_purpose_is_loaded_beforehand(house: House) -> None:

@@ -503,6 +503,84 @@ async def test_a_body_that_does_not_end_is_a_408(wire: Wire, target: str) -> Non
     assert wire.ended
 
 
+def _upload(size: int) -> bytes:
+    return b"PUT /upload HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+
+
+async def test_an_upload_may_be_of_any_size_and_take_its_time_while_it_goes_on(wire: Wire) -> None:
+    taken = 0
+
+    async def taking(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal taken
+        del scope
+        more = True
+        while more:
+            message = await receive()
+            taken += len(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    wire.application.asgi = taking
+    piece, count = b"x" * 2**20, 8
+    wire.send(_upload(count * 2**20))
+    for _ in range(count):
+        wire.wait(29)
+        wire.send(piece)
+        await settle()
+    assert wire.statuses == [201]
+    assert taken == count * 2**20
+
+
+async def test_an_upload_that_goes_on_no_more_is_a_408(wire: Wire) -> None:
+    async def taking(scope: Any, receive: Any, send: Any) -> None:
+        del scope, send
+        while True:
+            await receive()
+
+    wire.application.asgi = taking
+    wire.send(_upload(99_999_999))
+    wire.send(b"x" * 2**20)
+    await settle()
+    for _ in range(5):
+        wire.wait(5.9)
+        wire.send(b"x")
+        await settle()
+    assert not wire.ended
+    wire.wait(1)
+    await settle()
+    assert wire.statuses == [408]
+
+
+async def test_the_time_that_the_application_takes_for_a_body_is_not_the_clients(
+    wire: Wire,
+) -> None:
+    gate = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        await gate.wait()
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    wire.application.asgi = slow
+    size = 2**20
+    wire.send(_upload(size))
+    wire.send(b"x" * (size - 1))
+    await settle()
+    assert not wire.transport.reading
+    wire.wait(1000)
+    assert wire.statuses == []
+    gate.set()
+    await settle()
+    assert wire.transport.reading
+    wire.send(b"x")
+    await settle()
+    assert wire.statuses == [201]
+
+
 @pytest.mark.parametrize(("part", "seconds"), [(b"POST /hot HT", 10), (post(HOT, b"22")[:-1], 30)])
 async def test_half_a_request_behind_another_has_its_time_too(
     wire: Wire, model: Model, part: bytes, seconds: float
