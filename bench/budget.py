@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.results import Results
-from bench.scenario import IDLE
+from bench.scenario import IDLE, REGISTRY
 
 #: What the naive handler cost where the limits were set, µs of processor time with JSON.
 _NAIVE_US: Final = {"tiny/c1": 269, "tiny/c64": 275, "mlp/c64": 403}
@@ -41,7 +41,13 @@ class Verdict:
 
 def verdicts(results: Results) -> list[Verdict]:
     """Every budget whose figures were measured."""
-    return [*_processor(results), *_rows_per_s(results), *_latency(results), *_idle(results)]
+    return [
+        *_processor(results),
+        *_rows_per_s(results),
+        *_latency(results),
+        *_idle(results),
+        *_registry(results),
+    ]
 
 
 def _processor(results: Results) -> Iterator[Verdict]:
@@ -100,3 +106,22 @@ def _idle(results: Results) -> Iterator[Verdict]:
         measured = results.median(IDLE, figure)
         if measured is not None:
             yield Verdict(what, unit, measured, limit)
+
+
+def _registry(results: Results) -> Iterator[Verdict]:
+    name = f"{REGISTRY}/10000"
+    for what, figure, unit, limit in (
+        ("list page", "list_ms", "ms", 20),
+        ("get by name from the cache", "get_cache_ms", "ms", 2),
+        ("get by name from the store", "get_store_ms", "ms", 5),
+        ("start to ready", "ready_s", "s", 3),
+        ("resident memory", "after_mb", "MB", 300),
+    ):
+        measured = results.median(name, figure)
+        if measured is not None:
+            yield Verdict(f"registry of 10,000 models × 3: {what}", unit, measured, limit)
+    few, many = (results.median(f"{REGISTRY}/{size}", "look_up_us") for size in (10, 10_000))
+    if few is not None and many is not None:
+        # what remains is that a larger dictionary fits the processor's caches less well
+        what = "routing look-up among 10,000 models: twice that among 10"
+        yield Verdict(what, "µs", many, 2 * few)

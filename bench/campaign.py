@@ -11,14 +11,14 @@ from typing import Final
 
 import msgspec
 
-from bench import child, models, workload
+from bench import child, models, registry, workload
 from bench.calibration import CalibrationOutcome, CalibrationTask
 from bench.compute import ComputeOutcome, ComputeTask, Cost
 from bench.cores import Cores
 from bench.failure import BenchFailure
 from bench.load import LoadOutcome, LoadTask
 from bench.results import Results
-from bench.scenario import IDLE, Plan, Scenario, compute_name
+from bench.scenario import IDLE, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS, Server, Subject, serving
 from bench.workload import MODELS, Workload
 
@@ -86,6 +86,8 @@ class Campaign:
                 self._compute(work)
             if self._plan.idle:
                 self._idle(small)
+            for size in registry.SIZES if self._plan.registry else ():
+                self._registry(size)
         return self.results
 
     def _calibrate(self) -> None:
@@ -175,6 +177,20 @@ class Campaign:
         log_file = self._folder / f"idle-{self._round}.log"
         with serving("headrace", repository, log_file, on=self._cores.measured) as server:
             self._add(IDLE, ready_s=server.ready_s, idle_mb=server.resident_mb())
+
+    def _registry(self, size: int) -> None:
+        data_dir = self._folder / f"registry-{size}"
+        if not data_dir.exists():
+            data_dir.mkdir()
+            registry.fill(data_dir, size)
+        log_file = self._folder / f"registry-{size}-{self._round}.log"
+        measured = self._cores.measured
+        with serving("headrace", None, log_file, on=measured, data_dir=data_dir) as server:
+            figures = {"ready_s": server.ready_s, "idle_mb": server.resident_mb()}
+            figures |= registry.ask(server, size)
+            figures["after_mb"] = server.resident_mb()
+        figures["look_up_us"] = registry.look_up_us(size)
+        self._add(f"{REGISTRY}/{size}", **figures)
 
     def _add(self, name: str, **figures: float) -> None:
         self.results.add(name, **figures)

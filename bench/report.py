@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bench import registry
 from bench.budget import verdicts
 from bench.campaign import BATCHES, CALIBRATION, IDLE_MODELS
 from bench.results import Results
-from bench.scenario import IDLE, Plan, Scenario, compute_name
+from bench.scenario import IDLE, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS
 from bench.table import Table
 from bench.workload import MODELS
@@ -78,7 +79,7 @@ class Report:
             scenarios = [s for s in self.plan.scenarios if s.model == model]
             if scenarios:
                 yield self._requests(model, scenarios)
-        for table in (self._compute(), self._processes(), self._budgets()):
+        for table in (self._compute(), self._processes(), self._registry(), self._budgets()):
             if table.rows:
                 yield table
 
@@ -169,6 +170,26 @@ class Report:
                 self._show(name, "ready_s", ".2f"),
                 self._show(name, "idle_mb", ".0f"),
                 self._show(name, "after_mb", ".0f"),
+            ))  # fmt: skip
+        return table
+
+    def _registry(self) -> Table:
+        columns = (
+            "models × versions", "start → ready s", "idle MB", "MB after the run",
+            "get, store ms", "get, cache ms", "slowest list page ms", "routing look-up µs",
+        )  # fmt: skip
+        table = Table("Registry on SQLite", columns, left=1)
+        for size in registry.SIZES if self.plan.registry else ():
+            name = f"{REGISTRY}/{size}"
+            table.rows.append((
+                f"{size:,} × {registry.VERSIONS}",
+                self._show(name, "ready_s", ".2f"),
+                self._show(name, "idle_mb", ".0f"),
+                self._show(name, "after_mb", ".0f"),
+                self._show(name, "get_store_ms", ".2f"),
+                self._show(name, "get_cache_ms", ".2f"),
+                self._show(name, "list_ms", ".2f"),
+                self._show(name, "look_up_us", ".2f"),
             ))  # fmt: skip
         return table
 

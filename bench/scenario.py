@@ -10,6 +10,7 @@ from bench.workload import MODELS, Wire
 
 CONCURRENCY: Final = (1, 16, 64)
 IDLE: Final = "idle"
+REGISTRY: Final = "registry"
 _WIRES: Final[dict[Subject, tuple[Wire, ...]]] = {
     "headrace": ("json", "binary"),
     "naive": ("json",),
@@ -51,10 +52,11 @@ class Plan:
     scenarios: tuple[Scenario, ...]
     compute: tuple[str, ...]  # models
     idle: bool
+    registry: bool
 
     @property
     def empty(self) -> bool:
-        return not (self.scenarios or self.compute or self.idle)
+        return not (self.scenarios or self.compute or self.idle or self.registry)
 
     def of(self, model: str, subject: Subject) -> list[Scenario]:
         return [s for s in self.scenarios if (s.model, s.subject) == (model, subject)]
@@ -69,4 +71,5 @@ def plan(only: str = "") -> Plan:
         tuple(scenario for scenario in SCENARIOS if only in scenario.name),
         tuple(model for model in MODELS if only in compute_name(model)),
         only in IDLE,
+        only in REGISTRY,
     )

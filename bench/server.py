@@ -108,15 +108,25 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    subject: Subject, repository: Path, log_file: Path, *, on: frozenset[int]
+    subject: Subject,
+    repository: Path | None,
+    log_file: Path,
+    *,
+    on: frozenset[int],
+    data_dir: Path | None = None,
 ) -> Iterator[Server]:
-    """Serve `repository` with default settings on the given cores until the block ends."""
+    """Serve `repository` with default settings on the given cores until the block ends.
+
+    None serves what is in the registry in `data_dir` alone, which is else a new one.
+    """
+    own = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+    own["HEADRACE_STORAGE__DATA_DIR"] = str(data_dir or log_file.with_suffix(".data"))
     with log_file.open("wb") as log, cores.on(on):
         began = time.perf_counter()
         process = subprocess.Popen(
             _command(subject, repository),
             cwd=ROOT,
-            env={k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")},
+            env=own,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -134,9 +144,9 @@ def serving(
             process.wait()
 
 
-def _command(subject: Subject, repository: Path) -> Sequence[str]:
-    folder = str(repository)
+def _command(subject: Subject, repository: Path | None) -> Sequence[str]:
+    folder = [] if repository is None else [str(repository)]
     if subject == "naive":
-        return [sys.executable, "-m", "bench.naive", folder]
-    return [sys.executable, "-m", "headrace", "serve", folder, "--http-port=0", "--grpc-port=0",
+        return [sys.executable, "-m", "bench.naive", *folder]
+    return [sys.executable, "-m", "headrace", "serve", *folder, "--http-port=0", "--grpc-port=0",
             "--log-format=json"]  # fmt: skip
