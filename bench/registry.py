@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 from bench import models
 from bench.failure import BenchFailure
@@ -53,24 +53,25 @@ def fill(data_dir: Path, count: int) -> None:
 async def _fill(data_dir: Path, count: int) -> None:
     artifacts = Artifacts(LocalArtifacts(), data_dir=data_dir)
     file = models.tiny(data_dir.with_suffix(".model"))
-    artifact = await artifacts.take(_chunks(file), format="onnx")
+    artifact = await artifacts.take(_chunk(file.read_bytes()), format="onnx")
     store = await open_store(SqliteSettings(), data_dir=data_dir, now=lambda: _AT)
     try:
         for start in range(0, count, _PER_TRANSACTION):
             async with store.transaction() as transaction:
                 for index in range(start, min(start + _PER_TRANSACTION, count)):
                     for entity in _entities(index, artifact):
-                        await transaction.put(entity)
+                        await transaction.put(entity)  # type: ignore[type-var]
     finally:
         await store.close()
 
 
-async def _chunks(file: Path) -> AsyncIterator[bytes]:
-    yield file.read_bytes()
+async def _chunk(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 def _entities(index: int, artifact: Artifact) -> Iterator[Model | Version | Alias]:
-    name, times = name_of(index), {"created_at": _AT, "updated_at": _AT}
+    name = name_of(index)
+    times: dict[str, Any] = {"created_at": _AT, "updated_at": _AT}
     tag = "even" if index % 2 == 0 else "odd"
     yield Model(tenant=_TENANT, id=f"mdl_{index:026}", name=name, tags=(tag,), **times)
     for number in range(1, VERSIONS + 1):

@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from headrace.compose.models_cli import models
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.settings import Settings, load
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _USAGE_ERROR = 2
+#: Variables of the environment that are the command line's own, and no settings.
+_NO_SETTINGS = frozenset({"HEADRACE_SETTINGS", "HEADRACE_URL", "HEADRACE_TOKEN"})
 
 
 def _plain_errors(command: _F) -> _F:
@@ -58,6 +61,13 @@ def main() -> None:
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
 
 
+main.add_command(models)
+
+_data_option = click.option(
+    "--data-dir",
+    metavar="DIR",
+    help="For the registry and pushed models.  [default: ~/.local/share/headrace]",
+)
 _settings_option = click.option(
     "--settings",
     "settings_file",
@@ -68,8 +78,9 @@ _settings_option = click.option(
 
 
 @main.command()
-@click.argument("models_dir", type=click.Path(path_type=Path))
+@click.argument("models_dir", type=click.Path(path_type=Path), required=False)
 @_settings_option
+@_data_option
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--http-port", type=int, help="HTTP port; 0 takes a free one.  [default: 8080]")
 @click.option("--grpc-port", type=int, help="gRPC port; 0 takes a free one.  [default: 8081]")
@@ -87,8 +98,9 @@ _settings_option = click.option(
 @_plain_errors
 def serve(
     *,
-    models_dir: Path,
+    models_dir: Path | None,
     settings_file: Path | None,
+    data_dir: str | None,
     host: str | None,
     http_port: int | None,
     grpc_port: int | None,
@@ -96,10 +108,11 @@ def serve(
     log_level: str | None,
     log_format: str | None,
 ) -> None:
-    """Serve every model of the repository MODELS_DIR.
+    """Serve every model of the repository MODELS_DIR, and those that are pushed.
 
     The repository is laid out as Triton's: MODELS_DIR/<model>/<version>/model.onnx or model.py,
-    with an optional config.toml or config.pbtxt beside the versions.
+    with an optional config.toml or config.pbtxt beside the versions. Without one, models come
+    from the registry alone: `headrace models push` brings them there.
 
     \b
     Examples:
@@ -114,6 +127,7 @@ def serve(
         environment=_environment(),
         overrides=_overrides(
             ("server", "host", host),
+            ("storage", "data_dir", data_dir),
             ("server", "http_port", http_port),
             ("server", "grpc_port", grpc_port),
             ("orchestrator", "poll_s", poll),
@@ -122,6 +136,34 @@ def serve(
         ),
     )
     run(settings, models_dir, version=installed_version("headrace"))
+
+
+@main.command(short_help="Bring the registry's database up to date.")
+@_settings_option
+@_data_option
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where there is something.")
+@_plain_errors
+def migrate(*, settings_file: Path | None, data_dir: str | None, check: bool) -> None:
+    """Bring the registry's database up to the schema of this release.
+
+    An embedded database does this by itself at the start; PostgreSQL, which several processes
+    share, is migrated on purpose, before the new release starts.
+
+    \b
+    Examples:
+      headrace migrate --settings prod.toml --check
+      HEADRACE_DATABASE__KIND=postgres HEADRACE_DATABASE__DSN=postgresql://… headrace migrate
+    """  # noqa: D301 - \b is click's mark of a paragraph to keep
+    from headrace.compose.migrate import run
+    from headrace.compose.registry import data_dir as folder
+
+    settings = load(
+        settings_file,
+        environment=_environment(),
+        overrides=_overrides(("storage", "data_dir", data_dir)),
+    )
+    if not run(settings.database, data_dir=folder(settings), check=check, say=click.echo):
+        sys.exit(1)
 
 
 @main.command("check-settings", short_help="Say whether settings would start, and print them.")
@@ -184,7 +226,7 @@ def demo(*, keep: bool, http_port: int, files: tuple[Path, ...]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "HEADRACE_SETTINGS"}
+    return {k: v for k, v in os.environ.items() if k not in _NO_SETTINGS}
 
 
 def _overrides(*given: tuple[str, str, Any]) -> dict[str, Any]:

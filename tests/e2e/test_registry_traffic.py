@@ -151,6 +151,12 @@ def test_an_upload_may_be_larger_than_any_other_body(one: Server) -> None:
     assert too_large.status == 413
 
 
+def test_the_log_holds_nothing_but_our_own_lines_and_no_traceback(one: Server) -> None:
+    Api(one).call("GET", "models")
+    assert one.foreign_lines() == []
+    assert "Traceback" not in one.log_text()
+
+
 def test_what_a_version_was_asked_is_told(one: Server, tmp_path: Path) -> None:
     api = Api(one)
     number = api.publish("counted", plus(tmp_path, 1))

@@ -31,8 +31,8 @@ def resolve(
     """The versions among which a request for `name` is shared; None where nothing stands there.
 
     A route goes before a model of its name, for requests that ask for no version. A version may
-    be asked by its number or by an alias; without one the default alias answers, and without that
-    the newest version that is ready.
+    be asked by its number or by an alias; without one the default alias answers, and where there is
+    no such alias the newest version that is ready.
 
     Raises:
         UnknownModel: the model has no such version or alias.
@@ -75,15 +75,14 @@ def _version(entry: Entry, model: str, version: str, default_alias: str) -> str:
     pointed = entry.aliases.get(version or default_alias, "")
     if pointed in entry.versions:
         return pointed
-    if not version and entry.versions:
+    if not (version or pointed) and entry.versions:
         ready = [v for v, found in entry.versions.items() if found.status == "ready"]
         return max(ready or entry.versions, key=version_order)
     if pointed or not entry.versions:
         msg = f"model '{model}' is not ready: it has no version that can serve"
-        if pointed:
-            msg = (
-                f"model '{model}' is not ready: version {pointed}, which '{version}' names, is not"
-            )
+        if pointed:  # what was promoted is obeyed, also where nothing can answer for it
+            alias = version or default_alias
+            msg = f"model '{model}' is not ready: version {pointed}, which '{alias}' names, is not"
         raise ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
     known = sorted(entry.versions, key=version_order)[-_SHOWN:] + sorted(entry.aliases)[:_SHOWN]
     msg = (

@@ -113,7 +113,13 @@ class _Edge:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if valid_request_id(given) else self._ids.request_id()
-        status = sent = 0
+        status = sent = received = 0
+
+        async def counted() -> AsgiMessage:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def with_id(message: AsgiMessage) -> None:
             nonlocal status, sent
@@ -136,7 +142,7 @@ class _Edge:
             app = self._app
             if self._management is not None and _is_managed(scope["path"]):
                 app = await self._management.app()
-            await app(scope, receive, with_id)
+            await app(scope, counted, with_id)
         except Unauthenticated as error:
             refuse: Callable[[Request, Exception], Awaitable[Response]] = _typed_error
             if self._management is not None and _is_managed(scope["path"]):
@@ -159,7 +165,7 @@ class _Edge:
                         method=scope["method"],
                         route=getattr(route, "path", ""),
                         status=status,
-                        bytes_in=0,
+                        bytes_in=received,
                         bytes_out=sent,
                         principal=principal.name,
                     )

@@ -82,6 +82,11 @@ def test_an_alias_of_a_version_that_may_not_serve_is_not_ready() -> None:
         ask({"m": entry("m", "1", aliases={"canary": "9"})}, "m", "canary")
 
 
+def test_no_other_version_answers_for_a_default_alias_that_cannot() -> None:
+    with pytest.raises(ModelNotReady, match="version 9, which 'champion' names, is not"):
+        ask({"m": entry("m", "1", aliases={"champion": "9"})}, "m")
+
+
 def test_a_model_without_versions_is_not_ready() -> None:
     with pytest.raises(ModelNotReady, match="no version that can serve"):
         ask({"m": Entry(aliases={"x": "1"})}, "m")

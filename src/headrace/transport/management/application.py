@@ -30,6 +30,7 @@ from headrace.transport.management import (
 )
 from headrace.transport.management.docs_page import docs_routes
 from headrace.transport.management.document import document
+from headrace.transport.management.fields import SENTENCES
 from headrace.transport.management.problems import (
     InvalidFields,
     client_gone,
@@ -89,6 +90,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 def _field(found: dict[str, Any]) -> dict[str, str]:
     part, *path = found["loc"]
     detail = str(found["msg"]).removeprefix("Value error, ")
+    detail = SENTENCES.get(found.get("ctx", {}).get("pattern", ""), detail)
     if part != _BODY:
         return {"parameter": str(path[0]), "detail": detail}
     steps = (str(step).replace("~", "~0").replace("/", "~1") for step in path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from fastapi import Path
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from headrace.domain.names import RULE
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9._-]{0,127}$"
@@ -45,6 +47,14 @@ def _digits(value: Any) -> Any:
         raise ValueError("expected a number in digits")
     return value
 
+
+#: What a pattern asks for, in words: people read these, the document has the patterns.
+SENTENCES: Final = {
+    _NAME: f"expected {RULE}",
+    _ALIAS: f"expected {RULE.replace('a letter or digit', 'a letter')}",
+    _NUMBER: "expected a whole number from 1 to 999999999, as text",
+    _NO_NUL: "expected text without NUL characters",
+}
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
 AliasName: TypeAlias = Annotated[str, Field(pattern=_ALIAS)]

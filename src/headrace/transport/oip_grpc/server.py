@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+# child processes are started while it runs, which it would comment on in the log, each time
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 
 from headrace.domain.errors import InvalidSettings
