@@ -65,15 +65,16 @@ def run(files: Sequence[Path], *, keep: bool, http_port: int, version: str) -> N
         msg = "there is no file here to ask about: name some, as in headrace demo FILE..."
         raise InvalidSettings(msg)
     token = secrets.token_urlsafe(32)
-    settings = load(
-        overrides={
-            "server": {"host": "127.0.0.1", "http_port": http_port, "grpc_port": 0},
-            "authentication": {"tokens": {"demo": hashlib.sha256(token.encode()).hexdigest()}},
-            "log": {"level": "warning", "access": "off"},
-        }
-    )
-    logs.configure(settings.log, sys.stderr)
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
+        settings = load(
+            overrides={
+                "server": {"host": "127.0.0.1", "http_port": http_port, "grpc_port": 0},
+                "storage": {"data_dir": str(Path(folder, "data"))},
+                "authentication": {"tokens": {"demo": hashlib.sha256(token.encode()).hexdigest()}},
+                "log": {"level": "warning", "access": "off"},
+            }
+        )
+        logs.configure(settings.log, sys.stderr)
         demo_magika.write_repository(Path(folder, "models"), installed, magika)
         demo = _Demo(settings, Path(folder), magika, top, token=token, version=version)
         problems = uvloop.run(demo.run(chosen, keep=keep))

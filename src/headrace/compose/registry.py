@@ -17,7 +17,6 @@ from headrace.adapters.inspection import ChildInspector
 from headrace.adapters.memory_cache import MemoryCache, MemoryCacheSettings
 from headrace.adapters.sql.opening import open_store
 from headrace.domain.errors import HeadraceError, InvalidSettings
-from headrace.ports.artifacts import ArtifactStore
 from headrace.ports.cache import Cache
 from headrace.ports.registry_store import Change, RegistryStore
 from headrace.registry.cached_reader import CachedReader
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _GARBAGE_EVERY_S: Final = 3600.0
 _OBEY_S: Final = 1.0
+_LEFT_S: Final = 3600.0
 _INSPECT: Final = "headrace.compose.inspect"
 
 
@@ -66,7 +66,7 @@ class RegistryHouse:
         cache: Cache,
         metrics: Metrics,
         version: str,
-        artifacts: ArtifactStore,
+        artifacts: Artifacts,
     ) -> None:
         self._settings = settings
         self._version = version
@@ -112,9 +112,17 @@ class RegistryHouse:
         """Follow the store, keep the cache right, write usage, collect garbage. Never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.catalogue.run())
+            tasks.create_task(self._sweep())
             tasks.create_task(self._reader.run())
             tasks.create_task(_again(self._settings.registry.usage_flush_s, self.keep_usage))
             tasks.create_task(_again(_GARBAGE_EVERY_S, self.use_cases.garbage.collect))
+
+    async def _sweep(self) -> None:
+        """Remove what uploads of a process that died have left behind."""
+        try:
+            await self.artifacts.sweep(older_than_s=_LEFT_S)
+        except (HeadraceError, OSError) as error:
+            _logger.warning("leftovers of uploads cannot be removed: %s", error)
 
     async def _announce(self, changes: Sequence[Change]) -> None:
         """Before a writer has its answer, this process itself obeys what was written."""

@@ -1,6 +1,7 @@
 """What the registry knows: models, versions, aliases, endpoints, routes, keys, and changes.
 
-Everything belongs to a tenant. `revision` is the number of the store's change that wrote the
+There may be very many, and none refers back to itself: `gc=False` spares the collector looking at
+them. Everything belongs to a tenant. `revision` is the number of the store's change that wrote the
 entity last, so it names one state of it: wires show it as the ETag.
 """
 
@@ -45,7 +46,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         return (self.tenant, self.name)
 
 
-class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The bytes of a version, named by what they are."""
 
     digest: str  # SHA-256, 64 lower-case hexadecimal digits
@@ -54,7 +55,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""  # the URI it was copied from; "" where it was uploaded
 
 
-class Version(msgspec.Struct, frozen=True, kw_only=True):
+class Version(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One state of a model. What it computes never changes; what is said about it may."""
 
     kind: ClassVar[str] = "version"
@@ -83,7 +84,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
         return (self.tenant, self.model, self.version)
 
 
-class Alias(msgspec.Struct, frozen=True, kw_only=True):
+class Alias(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A name that points at one version of a model, and remembers the one before."""
 
     kind: ClassVar[str] = "alias"

@@ -9,7 +9,7 @@ import msgspec
 Platform: TypeAlias = Literal["onnxruntime_onnx", "python"]
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
+class TensorSpec(msgspec.Struct, frozen=True, gc=False):
     """One input or output. `shape` holds -1 where an axis is dynamic."""
 
     name: str
@@ -20,7 +20,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
     label_filename: str = ""  # where they were read from, in the model's folder
 
 
-class Signature(msgspec.Struct, frozen=True):
+class Signature(msgspec.Struct, frozen=True, gc=False):
     """The inputs and outputs of a version, batch axis included where it has one."""
 
     inputs: tuple[TensorSpec, ...]
