@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 
+from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings
 from headrace.domain.errors import InvalidSettings
 from headrace.settings import ENVIRONMENT_PREFIX, Settings, load
 
@@ -269,3 +270,32 @@ def test_the_default_timeout_is_within_the_maximum() -> None:
 
 def test_what_is_not_a_number_is_no_number_of_seconds(toml: Toml) -> None:
     assert _refusal(toml("[gateway]\ndefault_timeout_s = nan"))
+
+
+# Sections of several kinds
+
+
+def test_a_section_of_several_kinds_is_of_the_first_unless_it_says_otherwise(toml: Toml) -> None:
+    assert load(toml("[database]\npath = '/x'")).database == SqliteSettings(path="/x")
+    dsn = "postgresql://h/d"
+    text = f"[database]\nkind = 'postgres'\ndsn = '{dsn}'"
+    assert load(toml(text)).database == PostgresSettings(dsn=dsn)
+    variables = {"DATABASE__KIND": "postgres", "DATABASE__DSN": dsn, "DATABASE__POOL_SIZE": "3"}
+    assert _from_environment(**variables).database == PostgresSettings(dsn=dsn, pool_size=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("[database]\npth = 'x'", "database.pth is not a setting; did you mean 'path'?"),
+        ("[database]\nkind = 'mysql'", "database.kind: Invalid value 'mysql'"),
+        ("[database]\nkind = 'postgres'\npath = 'x'", "database: Object contains unknown field"),
+        ("[database]\nkind = 'postgres'\npool_size = 0", "database.pool_size: Expected `int` >= 1"),
+        ("[cache]\nmax_entries = 0", "cache.max_entries: must be at least 1, got 0"),
+        ("[artifacts]\nkind = 's3'", "artifacts: Object missing required field `bucket`"),
+    ],
+)
+def test_a_mistake_in_a_section_of_several_kinds_is_told(
+    toml: Toml, text: str, refusal: str
+) -> None:
+    assert refusal in _refusal(toml(text))
