@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,3 +265,40 @@ def test_with_the_store_down_the_last_catalogue_is_served(
     eventually(lambda: api.call("POST", "models", {"name": "found"}).status == 201)
     api.publish("steady", plus(tmp_path, 5))
     within(IN_EFFECT_S, lambda: answer(second, "steady") == 5)
+
+
+def test_a_key_sees_its_own_tenants_models_and_those_of_the_folder_only(
+    tmp_path: Path,
+) -> None:
+    with serving(None, tmp_path / "log") as server:
+        api = Api(server)
+        api.publish("secret", plus(tmp_path, 1))
+        made = api.do("POST", "keys", {"name": "theirs", "scopes": []})
+    database = tmp_path / "log.data" / "registry.db"
+    move_key_to_tenant(database, "evil")
+    with serving(None, tmp_path / "log") as server:
+        bearer = {"authorization": f"Bearer {made['secret']}"}
+        assert answer(server, "secret") == 1
+        assert answer(server, "secret", **bearer) == 404
+        for method, path in (
+            ("GET", "/v2/models/secret"),
+            ("GET", "/v2/models/secret/versions/1/config"),
+            ("GET", "/v2/models/secret/stats"),
+            ("GET", "/v2/models/secret/ready"),
+            ("GET", "/api/v1/models/secret"),
+        ):
+            assert server.request(method, path, headers=bearer).status == 404, path
+        loaded = server.request("POST", "/v2/repository/models/secret/load", headers=bearer)
+        assert loaded.status == 400
+        index = server.request("POST", "/v2/repository/index", headers=bearer)
+        everything = server.request("GET", "/v2/models/stats", headers=bearer)
+        assert (index.json(), everything.json()) == ([], {"model_stats": []})
+
+
+def move_key_to_tenant(database: Path, tenant: str) -> None:
+    """Give the one key to another tenant, as nothing but its database can yet."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        ((document,),) = connection.execute("SELECT document FROM api_keys")
+        changed = json.dumps({**json.loads(document), "tenant": tenant})
+        connection.execute("UPDATE api_keys SET tenant = ?, document = ?", (tenant, changed))
+        connection.commit()

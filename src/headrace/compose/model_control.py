@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,14 +17,16 @@ from headrace.ports.model_control import IndexEntry, ModelDescription
 from headrace.router.registered import RegisteredModels, internal_name
 from headrace.router.resolution import Choice
 
-_TENANT = ANONYMOUS.tenant  # these wires tell of one tenant's models
-
 
 class FolderControl:
     """The port `ModelControl` over the models of a folder."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
+
+    def of(self, tenant: str) -> FolderControl:
+        del tenant  # the folder is the operator's, for everybody
+        return self
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
         return self._models.describe(model, version)
@@ -46,7 +48,10 @@ class FolderControl:
 
 
 class WholeControl:
-    """The port `ModelControl` over registered models first, and then those of the folder."""
+    """The port `ModelControl` over registered models first, and then those of the folder.
+
+    Whoever asks what must be loaded first waits for `load_s` at most.
+    """
 
     def __init__(
         self,
@@ -56,32 +61,54 @@ class WholeControl:
         catalogue: Catalogue,
         on_demand: OnDemand,
         registered: Models,
+        load_s: float,
+        clock: Callable[[], float],
+        tenant: str = ANONYMOUS.tenant,
     ) -> None:
         self._folder = folder
         self._router = router
         self._catalogue = catalogue
         self._on_demand = on_demand
         self._registered = registered
+        self._load_s = load_s
+        self._clock = clock
+        self._tenant = tenant
+
+    def of(self, tenant: str) -> WholeControl:
+        if tenant == self._tenant:
+            return self
+        return WholeControl(
+            self._folder,
+            router=self._router,
+            catalogue=self._catalogue,
+            on_demand=self._on_demand,
+            registered=self._registered,
+            load_s=self._load_s,
+            clock=self._clock,
+            tenant=tenant,
+        )
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
-        choice = self._router.choice(_TENANT, model, version)
+        choice = self._router.choice(self._tenant, model, version)
         if choice is None:
             return await self._folder.describe(model, version)
         found = self._registered.describe(*await self._loaded(choice))
-        entry = self._catalogue.entry((_TENANT, choice.model))
+        entry = self._catalogue.entry((self._tenant, choice.model))
         versions = sorted(entry.versions, key=version_order) if entry is not None else ()
         return msgspec.structs.replace(found, name=model, versions=tuple(versions))
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
-        return self._router.obstacle(_TENANT, model, version)
+        return self._router.obstacle(self._tenant, model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         if not model:
+            own = internal_name(self._tenant, "")
+            registered = self._registered.statistics()
             return [
                 *await self._folder.statistics(),
-                *map(_public, self._registered.statistics()),
+                *(_public(each) for each in registered if each["name"].startswith(own)),
             ]
-        choice = self._router.choice(_TENANT, model, version)
+        choice = self._router.choice(self._tenant, model, version)
         if choice is None:
             return await self._folder.statistics(model, version)
         name, number = await self._loaded(choice)
@@ -90,12 +117,15 @@ class WholeControl:
     def index(self) -> Sequence[IndexEntry]:
         entries = list(self._folder.index())
         for tenant, name in self._catalogue.names():
-            if tenant == _TENANT and (entry := self._catalogue.entry((tenant, name))) is not None:
+            if (
+                tenant == self._tenant
+                and (entry := self._catalogue.entry((tenant, name))) is not None
+            ):
                 entries += [self._line(name, v) for v in sorted(entry.versions, key=version_order)]
         return entries
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
-        choice = self._router.choice(_TENANT, model, "")
+        choice = self._router.choice(self._tenant, model, "")
         if choice is None:
             await self._folder.load(model, config_json=config_json)
         elif config_json is not None:
@@ -105,7 +135,7 @@ class WholeControl:
             await self._loaded(choice)
 
     async def unload(self, model: str) -> None:
-        if self._catalogue.entry((_TENANT, model)) is None:
+        if self._catalogue.entry((self._tenant, model)) is None:
             await self._folder.unload(model)
             return
         msg = (
@@ -115,14 +145,14 @@ class WholeControl:
         raise InvalidRequest(msg)
 
     def _line(self, model: str, version: str) -> IndexEntry:
-        obstacle = self._on_demand.obstacle(internal_name(_TENANT, model), version)
+        obstacle = self._on_demand.obstacle(internal_name(self._tenant, model), version)
         if obstacle is None:  # ready is what would be tried, and loaded where it has to be
             return IndexEntry(model, version, "READY", "")
         return IndexEntry(model, version, "UNAVAILABLE", obstacle.message)
 
     async def _loaded(self, choice: Choice) -> tuple[str, str]:
-        name = internal_name(_TENANT, choice.model)
-        await self._on_demand.loaded(name, choice.version)
+        name = internal_name(self._tenant, choice.model)
+        await self._on_demand.loaded(name, choice.version, deadline=self._clock() + self._load_s)
         return name, choice.version
 
 

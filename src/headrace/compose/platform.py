@@ -209,12 +209,13 @@ class Platform:
             **registry,
         }
 
-    def _models(self, repository: ModelRepository) -> Models:
+    def _models(self, repository: ModelRepository, *, transient: bool = False) -> Models:
         models = Models(
             repository,
             loaders=self._loaders,
             settings=self.settings.orchestrator,
             metrics=self._orchestrator_metrics,
+            transient=transient,
         )
         self.metrics.observe(models.observe)
         return models
@@ -227,7 +228,7 @@ class Platform:
     ) -> list[asyncio.Task[None]]:
         """Put the registry's models before those of the folder."""
         shelf = CatalogueShelf(house.catalogue, house.artifacts)
-        registered = self._models(shelf)
+        registered = self._models(shelf, transient=True)
         self._all_models.append(registered)
         on_demand = OnDemand(
             registered,
@@ -252,6 +253,8 @@ class Platform:
             catalogue=house.catalogue,
             on_demand=on_demand,
             registered=registered,
+            load_s=self.settings.gateway.default_timeout_s,
+            clock=time.monotonic,
         )
         house.catalogue.on_change(self._forget_keys)
         return [tasks.create_task(house.run()), tasks.create_task(on_demand.run())]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,7 +18,7 @@ from headrace.adapters.memory_cache import MemoryCache, MemoryCacheSettings
 from headrace.adapters.sql.opening import open_store
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.ports.cache import Cache
-from headrace.ports.registry_store import Change, RegistryStore
+from headrace.ports.registry_store import RegistryStore
 from headrace.registry.cached_reader import CachedReader
 from headrace.registry.catalogue import CatalogueFollower
 from headrace.registry.registry import Registry, utc_now
@@ -89,7 +89,8 @@ class RegistryHouse:
                 default_max_batch_size=settings.orchestrator.default_max_batch_size,
             ),
             allowed=allowed_networks(settings),
-            invalidate=self._announce,
+            invalidate=self._reader.invalidate,
+            obey=self._obey,
             ping_cache=self._reader.ping,
             live=self.usage.of,
         )
@@ -124,11 +125,9 @@ class RegistryHouse:
         except (HeadraceError, OSError) as error:
             _logger.warning("leftovers of uploads cannot be removed: %s", error)
 
-    async def _announce(self, changes: Sequence[Change]) -> None:
+    async def _obey(self, revision: int) -> None:
         """Before a writer has its answer, this process itself obeys what was written."""
-        await self._reader.invalidate(changes)
-        newest = max((change.revision for change in changes), default=0)
-        await self.catalogue.reached(newest, _OBEY_S)
+        await self.catalogue.reached(revision, _OBEY_S)
 
     async def keep_usage(self) -> None:
         """Write what was counted to the store; it is counted on where that fails."""

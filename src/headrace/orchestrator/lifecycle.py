@@ -58,7 +58,10 @@ class VersionRecord(msgspec.Struct):
 
 
 class Models:
-    """All models of one repository. Every method runs on the event loop; loading is off it."""
+    """All models of one repository. Every method runs on the event loop; loading is off it.
+
+    `transient` models come and go with their use, and so do their counts.
+    """
 
     def __init__(
         self,
@@ -67,11 +70,13 @@ class Models:
         loaders: Mapping[Platform, ExecutorLoader],
         settings: OrchestratorSettings,
         metrics: OrchestratorMetrics,
+        transient: bool = False,
     ) -> None:
         self._repository = repository
         self._loaders = loaders
         self._settings = settings
         self._metrics = metrics
+        self._transient = transient
         self._models: dict[str, dict[str, VersionRecord]] = {}
         self._problems: dict[str, str] = {}  # models whose present state is unusable as a whole
         self._unloaded: set[str] = set()  # on request: polling leaves them alone
@@ -356,7 +361,7 @@ class Models:
         self._rebuild_table()
         tasks = [self._retire(served) for served in retired if served is not None]
         for version in versions:
-            self._metrics.forget(name, version)
+            self._metrics.forget(name, version, counts=self._transient)
         return tasks
 
     def _retire(self, served: ServedVersion) -> asyncio.Task[None]:

@@ -74,7 +74,15 @@ class OrchestratorMetrics:
             self._hung.labels(*labels),
         )
 
-    def forget(self, model: str, version: str) -> None:
-        """Remove the gauges of a version that is gone; its counts stay, as counts do."""
+    def forget(self, model: str, version: str, *, counts: bool) -> None:
+        """Remove the gauges of a version that is gone, and with `counts` all that is told of it.
+
+        Counts stay as a rule. Those of versions that come and go by the thousand would fill the
+        families' bound, and leave none to those that are there.
+        """
         for family in (self._queue_depth, self._hung, self.ready):
             family.remove(model, version)
+        if counts:
+            for counted in (self._queue_seconds, self._batch_rows, self._executor_seconds):
+                counted.remove(model, version)
+            self._abandoned.remove(model, version)

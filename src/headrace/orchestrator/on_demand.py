@@ -18,6 +18,7 @@ from headrace.domain.errors import (
     HeadraceError,
     ModelLoadFailed,
     ModelNotReady,
+    NotFound,
     StoreUnavailable,
     UnknownModel,
 )
@@ -64,7 +65,7 @@ class OnDemand:
             DeadlineExceeded: the load took too long. It goes on for those who come later.
         """
         which = (request.model, request.version)
-        if which not in self._loaded:
+        while which not in self._loaded:  # and again where others took its place meanwhile
             await self.loaded(*which, deadline=call.deadline)
         self._loaded.move_to_end(which)
         return await self._models.get(*which).infer(request, call)
@@ -74,7 +75,7 @@ class OnDemand:
         if (model, version) in self._loaded:
             return self._models.obstacle(model, version)
         if not self._shelf.has(model, version):
-            return UnknownModel(f"model '{model}' version {version} is not in the registry")
+            return UnknownModel(f"version {version} of model '{model}' is not in the registry")
         return self._known_failure((model, version))
 
     def has(self, model: str, version: str) -> bool:
@@ -163,7 +164,10 @@ class OnDemand:
             await self._shelf.fetch(model, version)
             await self._models.refresh(model)
             self._models.get(model, version)
-        except ModelLoadFailed as error:  # what the client asks is legal: the model is at fault
+        except (
+            ModelLoadFailed,
+            NotFound,
+        ) as error:  # what the client asks is legal: the model is at fault
             return ModelNotReady(error.message, retry_after_s=_TRY_AGAIN_S)
         except HeadraceError as error:
             return error

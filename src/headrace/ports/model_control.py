@@ -32,7 +32,11 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 class ModelControl(Protocol):
-    """The models of one process."""
+    """The models of one process, as one tenant knows them."""
+
+    def of(self, tenant: str) -> ModelControl:
+        """The same for another tenant: its registered models, and those of the folder."""
+        ...
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
         """A version, that which answers where `version` is "". Raises UnknownModel, ModelNotReady.

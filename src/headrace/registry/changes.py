@@ -23,6 +23,14 @@ async def nobody(_: Sequence[Change]) -> None:
     """Nobody keeps copies."""
 
 
+#: Waits until this process itself acts on a revision.
+Obey: TypeAlias = Callable[[int], Awaitable[None]]
+
+
+async def at_leisure(_: int) -> None:
+    """Nobody waits."""
+
+
 class Changes:
     """What one call changes, in one transaction; `at` is the time of all of it."""
 
@@ -86,12 +94,23 @@ class Changes:
 
 
 class Ledger:
-    """Opens changes. What they made is announced once it is committed."""
+    """Opens changes. What they made is announced once it is committed.
 
-    def __init__(self, *, store: RegistryStore, now: Now, invalidate: Invalidate = nobody) -> None:
+    `obey` is waited for with the revision, where it was committed for certain.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RegistryStore,
+        now: Now,
+        invalidate: Invalidate = nobody,
+        obey: Obey = at_leisure,
+    ) -> None:
         self._store = store
         self._now = now
         self._invalidate = invalidate
+        self._obey = obey
 
     @asynccontextmanager
     async def changes(self, call: Call) -> AsyncIterator[Changes]:
@@ -106,6 +125,8 @@ class Ledger:
             # also where committing failed: it may have been done, and only the answer was lost
             if changes is not None and changes.made:
                 await self._invalidate(changes.made)
+        if changes.made:
+            await self._obey(max(change.revision for change in changes.made))
 
 
 def _shown(entity: Entity) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from headrace.ports.artifacts import ArtifactStore, Inspector
 from headrace.ports.registry_store import Now, Reader, RegistryStore
 from headrace.registry.aliases import Aliases
 from headrace.registry.audit import Audit
-from headrace.registry.changes import Invalidate, Ledger, nobody
+from headrace.registry.changes import Invalidate, Ledger, Obey, at_leisure, nobody
 from headrace.registry.endpoints import Endpoints
 from headrace.registry.garbage import Garbage, Holds
 from headrace.registry.health import Health, Ping, health
@@ -34,7 +34,8 @@ class Registry:
     """Every use case over one store.
 
     `reader` answers reads by name and id (a cache, or the store itself); `invalidate` is told what
-    to forget after each change. Endpoints may only be in the networks `allowed`.
+    to forget after each change, and `obey` waited for before a writer is answered. Endpoints may
+    only be in the networks `allowed`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Registry:
         inspector: Inspector,
         allowed: Sequence[Network],
         invalidate: Invalidate = nobody,
+        obey: Obey = at_leisure,
         ping_cache: Ping | None = None,
         live: Live = nothing,
         garbage_grace_s: float = 3600.0,
@@ -56,7 +58,7 @@ class Registry:
     ) -> None:
         self._store = store
         self._ping_cache = ping_cache
-        ledger = Ledger(store=store, now=now, invalidate=invalidate)
+        ledger = Ledger(store=store, now=now, invalidate=invalidate, obey=obey)
         holds = Holds()
         self.models = Models(store=store, reader=reader, ledger=ledger, new_id=new_id)
         self.versions = Versions(

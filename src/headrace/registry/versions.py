@@ -132,9 +132,10 @@ class Versions:
         return version
 
     async def find(self, call: Call, query: Query) -> Page[Version]:
-        """A page of a model's versions. Raises NotFound where there is no such model."""
+        """A page of a model's versions, or without a model of all. Raises NotFound."""
         query = msgspec.structs.replace(query, tenant=call.principal.tenant)
-        models.found(await self._store.get(Model, (query.tenant, query.model)), query.model)
+        if query.model:
+            models.found(await self._store.get(Model, (query.tenant, query.model)), query.model)
         return await self._store.find(Version, query)
 
     async def update(

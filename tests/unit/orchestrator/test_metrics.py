@@ -25,7 +25,7 @@ def test_a_version_that_is_gone_loses_its_gauges_and_keeps_its_counts() -> None:
         orchestrator.version("m", version).abandoned.value += 1
         orchestrator.ready.labels("m", version).value = 1
     assert {name for name, _, version in _samples(metrics) if version == "1"} >= GAUGES
-    orchestrator.forget("m", "1")
+    orchestrator.forget("m", "1", counts=False)
     left = {name for name, _, version in _samples(metrics) if version == "1"}
     assert not left & GAUGES
     assert "headrace_executor_abandoned" in left
@@ -35,9 +35,19 @@ def test_a_version_that_is_gone_loses_its_gauges_and_keeps_its_counts() -> None:
 def test_a_version_that_comes_back_counts_on() -> None:
     orchestrator = OrchestratorMetrics(Metrics(version="test"))
     orchestrator.version("m", "1").queue_seconds.observe(0.5)
-    orchestrator.forget("m", "1")
+    orchestrator.forget("m", "1", counts=False)
     assert orchestrator.version("m", "1").queue_seconds.count == 1
 
 
 def test_forgetting_what_was_never_known_is_harmless() -> None:
-    OrchestratorMetrics(Metrics(version="test")).forget("m", "1")
+    OrchestratorMetrics(Metrics(version="test")).forget("m", "1", counts=False)
+
+
+def test_all_that_is_told_of_a_version_can_go_with_it() -> None:
+    metrics = Metrics(version="test")
+    orchestrator = OrchestratorMetrics(metrics)
+    version = orchestrator.version("m", "1")
+    version.batch_rows.observe(1)
+    version.abandoned.value += 1
+    orchestrator.forget("m", "1", counts=True)
+    assert b'model="m"' not in metrics.render("")[0]

@@ -14,6 +14,7 @@ from headrace.domain.errors import (
     HeadraceError,
     ModelLoadFailed,
     ModelNotReady,
+    NotFound,
     StoreUnavailable,
     UnknownModel,
 )
@@ -219,3 +220,19 @@ async def test_other_bytes_under_the_same_number_are_loaded_anew() -> None:
         house.offer("1", digest="b")
         house.endpoint.recheck("t/m", "1")
         assert await house.ask("1") == 2
+
+
+async def test_one_that_is_taken_out_before_its_turn_is_loaded_again() -> None:
+    async with OnDemandHouse(max_loaded=1).running() as house:
+        house.offer("1", "2", "3")
+        for _ in range(5):
+            asking = [asyncio.ensure_future(house.ask(version)) for version in "123"]
+            assert len(await asyncio.gather(*asking)) == 3
+
+
+async def test_bytes_that_are_gone_make_a_version_not_ready() -> None:
+    async with OnDemandHouse().running() as house:
+        house.offer("1")
+        house.shelf.failure = NotFound("there is no such object")
+        with pytest.raises(ModelNotReady, match="no such object"):
+            await house.ask("1")

@@ -172,7 +172,8 @@ def read_artifact(folder: Path, *, name: str, version: str, fingerprint: str) ->
     Raises:
         ModelLoadFailed: there is no such file, or the configuration cannot be served.
     """
-    files = _ModelFiles(name, folder)
+    # what it was called where it was made says nothing about what it is registered as
+    files = _ModelFiles(name, folder, any_name=True)
     filename = _FILENAMES["onnxruntime_onnx"]
     try:
         config = files.stored_config(note=lambda text: log.warning("%s", text))
@@ -192,9 +193,10 @@ def read_artifact(folder: Path, *, name: str, version: str, fingerprint: str) ->
 class _ModelFiles:
     """The files of one model's folder, and which of them one reading has used."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, *, any_name: bool = False) -> None:
         self.name = name
         self.folder = folder
+        self._any_name = any_name
         self.sent_config = b""
         self._used: set[Path] = set()
 
@@ -207,7 +209,9 @@ class _ModelFiles:
         config = ModelConfig(self.name)
         pbtxt, toml = (self.config_text(name) for name in CONFIG_FILES)
         if pbtxt is not None:
-            config = triton_config.from_text(pbtxt, name=self.name, labels=self.labels, note=note)
+            config = triton_config.from_text(
+                pbtxt, name=self.name, labels=self.labels, note=note, any_name=self._any_name
+            )
         if toml is not None:
             config = model_toml.apply(config, toml, labels=self.labels)
         return self.checked(config)

@@ -39,15 +39,29 @@ _PLATFORMS: Final[Mapping[str, Platform]] = {
 
 
 def from_text(
-    text: str, *, name: str, labels: LabelReader, note: Note = log.warning
+    text: str,
+    *,
+    name: str,
+    labels: LabelReader,
+    note: Note = log.warning,
+    any_name: bool = False,
 ) -> ModelConfig:
     """Read a `config.pbtxt` of model `name`. Whether its values go together is not asked here.
+
+    With `any_name` the name that it gives itself is of no account.
 
     Raises:
         ModelLoadFailed: malformed, an unknown field, a wrong type, or not offered here; the
             message names the line.
     """
-    return _read("config.pbtxt", lambda: triton_schema.read_text(text), name, labels, note)
+
+    def read() -> Fields:
+        fields = triton_schema.read_text(text)
+        if any_name:
+            fields.values.pop("name", None)
+        return fields
+
+    return _read("config.pbtxt", read, name, labels, note)
 
 
 def from_json(

@@ -1,21 +1,23 @@
-"""`/api/v1/by-id` and `/api/v1/health`."""
+"""What belongs to no one noun: `/api/v1/versions`, `/api/v1/by-id` and `/api/v1/health`."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from headrace.domain.catalog import Framework, Status
 from headrace.domain.errors import NotFound, StoreUnavailable
 from headrace.transport.management import answers
 from headrace.transport.management.caller import Caller, Uses
-from headrace.transport.management.fields import EntityId, View
+from headrace.transport.management.fields import EntityId, Line, View, Word
+from headrace.transport.management.listing import Listed
 from headrace.transport.management.models import ModelView
 from headrace.transport.management.preconditions import IfNoneMatch
 from headrace.transport.management.strict_route import StrictRoute
-from headrace.transport.management.versions import VersionView
+from headrace.transport.management.versions import VERSION_KEY, VersionPage, VersionView
 from headrace.transport.status import STATUS
 
 router: Final = APIRouter(route_class=StrictRoute, prefix="/api/v1")
@@ -50,6 +52,34 @@ async def by_id(call: Caller, registry: Uses, id: EntityId, if_none_match: IfNon
     version = await registry.versions.get_by_id(call, id)
     where = {"Content-Location": f"/api/v1/models/{version.model}/versions/{version.version}"}
     return answers.entity(version, if_none_match=if_none_match, headers=where)
+
+
+@router.get(
+    "/versions",
+    operation_id="list_all_versions",
+    tags=["versions"],
+    response_model=VersionPage,
+    responses=answers.refusals(),
+)
+async def all_versions(
+    call: Caller,
+    registry: Uses,
+    *,
+    listing: Listed,
+    name: Annotated[Line | None, Query(description="In the number.")] = None,
+    tag: Annotated[Word | None, Query(description="With this tag.")] = None,
+    status: Annotated[Status | None, Query()] = None,
+    framework: Annotated[Framework | None, Query()] = None,
+) -> Response:
+    """List the versions of all models: what failed, what is pending."""
+    query = listing.query(
+        VERSION_KEY,
+        name=name or "",
+        tag=tag or "",
+        status=status or "",
+        framework=framework or "",
+    )
+    return listing.page(await registry.versions.find(call, query))
 
 
 _DOWN: Final = STATUS[StoreUnavailable.code][0]

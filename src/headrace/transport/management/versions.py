@@ -52,7 +52,7 @@ from headrace.transport.management.strict_route import StrictRoute, require_cont
 router: Final = APIRouter(
     route_class=StrictRoute, tags=["versions"], prefix="/api/v1/models/{model}/versions"
 )
-_KEY: Final = 3
+VERSION_KEY: Final = 3
 #: What an upload may call itself. Without more being said it is a single ONNX file.
 _FORMATS: Final[dict[str, ArtifactFormat]] = {
     "application/octet-stream": "onnx",
@@ -191,7 +191,7 @@ async def find(
 ) -> Response:
     """List the versions of a model; by name is by number."""
     query = listing.query(
-        _KEY,
+        VERSION_KEY,
         model=model,
         name=name or "",
         tag=tag or "",

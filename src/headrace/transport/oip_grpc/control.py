@@ -48,7 +48,7 @@ class ControlRpcs:
 
     def rpcs(self) -> dict[str, Rpc]:
         """All RPCs."""
-        table: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+        table: dict[str, tuple[Any, Callable[[ModelControl, Any], Awaitable[Any]]]] = {
             "ServerLive": (schema.ServerLiveRequest, self._live),
             "ServerReady": (schema.ServerReadyRequest, self._server_ready),
             "ModelReady": (schema.ModelReadyRequest, self._model_ready),
@@ -60,25 +60,39 @@ class ControlRpcs:
             "RepositoryModelLoad": (schema.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": (schema.RepositoryModelUnloadRequest, self._unload),
         }
-        return {f"/{schema.INFERENCE}/{n}": _rpc(kind, rpc) for n, (kind, rpc) in table.items()}
+        return {
+            f"/{schema.INFERENCE}/{n}": self._rpc(kind, rpc) for n, (kind, rpc) in table.items()
+        }
 
-    async def _live(self, _: Any) -> Any:
+    def _rpc(self, kind: Any, rpc: Callable[[ModelControl, Any], Awaitable[Any]]) -> Rpc:
+        async def answer(exchange: Exchange) -> bytes:
+            message = exchange.request.message
+            if len(message) > MAX_CONTROL_BYTES:
+                msg = f"the message is over the limit of {MAX_CONTROL_BYTES} bytes"
+                raise PayloadTooLarge(msg)
+            models = self._models.of(exchange.principal.tenant)
+            encoded: bytes = (await rpc(models, schema.parse(kind, message))).SerializeToString()
+            return encoded
+
+        return answer
+
+    async def _live(self, _: ModelControl, __: Any) -> Any:
         return schema.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _: Any) -> Any:
+    async def _server_ready(self, _: ModelControl, __: Any) -> Any:
         return schema.ServerReadyResponse(ready=self._ready())
 
-    async def _model_ready(self, request: Any) -> Any:
+    async def _model_ready(self, models: ModelControl, request: Any) -> Any:
         # as Triton's, this asks and does not fail: clients poll it until a model is there
-        return schema.ModelReadyResponse(ready=self._models.obstacle(*_names(request)) is None)
+        return schema.ModelReadyResponse(ready=models.obstacle(*_names(request)) is None)
 
-    async def _server(self, _: Any) -> Any:
+    async def _server(self, _: ModelControl, __: Any) -> Any:
         return schema.ServerMetadataResponse(
             name="headrace", version=self._version, extensions=EXTENSIONS
         )
 
-    async def _metadata(self, request: Any) -> Any:
-        model = await self._models.describe(*_names(request))
+    async def _metadata(self, models: ModelControl, request: Any) -> Any:
+        model = await models.describe(*_names(request))
         return schema.ModelMetadataResponse(
             name=model.name,
             versions=model.versions,
@@ -87,22 +101,22 @@ class ControlRpcs:
             outputs=[_tensor(spec) for spec in model.signature.outputs],
         )
 
-    async def _config(self, request: Any) -> Any:
-        config = dict(self._config_json(await self._models.describe(*_names(request))))
+    async def _config(self, models: ModelControl, request: Any) -> Any:
+        config = dict(self._config_json(await models.describe(*_names(request))))
         return _from_json({"config": config}, schema.ModelConfigResponse())
 
-    async def _statistics(self, request: Any) -> Any:
+    async def _statistics(self, models: ModelControl, request: Any) -> Any:
         if request.version and not request.name:
             msg = "a version is named, but no model"
             raise InvalidRequest(msg)
         names = _names(request) if request.name else ("", "")
-        statistics = list(await self._models.statistics(*names))
+        statistics = list(await models.statistics(*names))
         return _from_json({"model_stats": statistics}, schema.ModelStatisticsResponse())
 
-    async def _index(self, request: Any) -> Any:
+    async def _index(self, models: ModelControl, request: Any) -> Any:
         _refuse_repository(request.repository_name)
         index = schema.RepositoryIndexResponse
-        entries = [e for e in self._models.index() if not request.ready or e.state == "READY"]
+        entries = [e for e in models.index() if not request.ready or e.state == "READY"]
         return index(
             models=[
                 index.ModelIndex(name=e.name, version=e.version, state=e.state, reason=e.reason)
@@ -110,7 +124,7 @@ class ControlRpcs:
             ]
         )
 
-    async def _load(self, request: Any) -> Any:
+    async def _load(self, models: ModelControl, request: Any) -> Any:
         name = _repository_model(request)
         config = None
         for key, parameter in request.parameters.items():
@@ -125,25 +139,13 @@ class ControlRpcs:
                     msg = "parameters.config: expected a string with the configuration in JSON"
                     raise InvalidRequest(msg)
                 config = parameter.string_param.encode()
-        await self._models.load(name, config_json=config)
+        await models.load(name, config_json=config)
         return schema.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
 
-    async def _unload(self, request: Any) -> Any:
+    async def _unload(self, models: ModelControl, request: Any) -> Any:
         name = _repository_model(request)
-        await self._models.unload(name)
+        await models.unload(name)
         return schema.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
-
-
-def _rpc(kind: Any, rpc: Callable[[Any], Awaitable[Any]]) -> Rpc:
-    async def answer(exchange: Exchange) -> bytes:
-        message = exchange.request.message
-        if len(message) > MAX_CONTROL_BYTES:
-            msg = f"the message is over the limit of {MAX_CONTROL_BYTES} bytes"
-            raise PayloadTooLarge(msg)
-        encoded: bytes = (await rpc(schema.parse(kind, message))).SerializeToString()
-        return encoded
-
-    return answer
 
 
 def _names(request: Any) -> tuple[str, str]:

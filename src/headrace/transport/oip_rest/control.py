@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from headrace.domain.calls import ANONYMOUS, Principal
 from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.names import require_name
 from headrace.ports.model_control import ModelControl, ModelDescription
@@ -106,7 +107,7 @@ class ControlWire:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
-        model = await self._models.describe(*_names(request))
+        model = await self._of(request).describe(*_names(request))
         return JSONResponse(
             {
                 "name": model.name,
@@ -119,17 +120,17 @@ class ControlWire:
 
     async def _model_ready(self, request: Request) -> Response:
         name, version = _names(request)
-        obstacle = self._models.obstacle(name, version)
+        obstacle = self._of(request).obstacle(name, version)
         if obstacle is not None:
             raise obstacle
         return JSONResponse({"name": name, "ready": True})
 
     async def _config(self, request: Request) -> Response:
-        return JSONResponse(self._config_json(await self._models.describe(*_names(request))))
+        return JSONResponse(self._config_json(await self._of(request).describe(*_names(request))))
 
     async def _statistics(self, request: Request) -> Response:
         name, version = _names(request) if "model" in request.path_params else ("", "")
-        return JSONResponse({"model_stats": await self._models.statistics(name, version)})
+        return JSONResponse({"model_stats": await self._of(request).statistics(name, version)})
 
     async def _index(self, request: Request) -> Response:
         body = await _json(request)
@@ -137,7 +138,7 @@ class ControlWire:
         if type(only_ready) is not bool:
             msg = "ready: expected true or false"
             raise InvalidRequest(msg)
-        entries = [e for e in self._models.index() if not only_ready or e.state == "READY"]
+        entries = [e for e in self._of(request).index() if not only_ready or e.state == "READY"]
         return JSONResponse(
             [
                 {"name": e.name, "version": e.version, "state": e.state, "reason": e.reason}
@@ -163,13 +164,13 @@ class ControlWire:
         except UnicodeEncodeError:
             msg = "parameters.config holds a lone surrogate, which is not text"
             raise InvalidRequest(msg) from None
-        await self._models.load(name, config_json=config_json)
+        await self._of(request).load(name, config_json=config_json)
         return Response()
 
     async def _unload(self, request: Request) -> Response:
         name, _ = _names(request)
         _parameters(await _json(request))
-        await self._models.unload(name)
+        await self._of(request).unload(name)
         return Response()
 
     async def _get_trace(self, request: Request) -> Response:
@@ -185,11 +186,15 @@ class ControlWire:
     async def _set_logging(self, request: Request) -> Response:
         return JSONResponse(self._log_level.update(await _json(request)))
 
+    def _of(self, request: Request) -> ModelControl:
+        principal: Principal = request.scope.get("headrace.principal", ANONYMOUS)
+        return self._models.of(principal.tenant)
+
     async def _traced_model(self, request: Request) -> str:
         if "model" not in request.path_params:
             return ""
         name, _ = _names(request)
-        return (await self._models.describe(name)).name
+        return (await self._of(request).describe(name)).name
 
 
 def _names(request: Request) -> tuple[str, str]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import obstore
 import pytest
 
 from headrace.adapters.artifacts.bucket import Bucket
 from headrace.adapters.artifacts.settings import S3Artifacts
 from headrace.domain.errors import InvalidRequest
+
+NOW = 1_800_000_000.0
+DIGEST = "ab" + "0" * 62
 
 
 def bucket(prefix: str = "", copy_from: str = "") -> Bucket:
@@ -19,7 +27,8 @@ def bucket(prefix: str = "", copy_from: str = "") -> Bucket:
             region="us-east-1",
             access_key_id="a",
             secret_access_key="b",
-        )
+        ),
+        now=lambda: NOW,
     )
 
 
@@ -74,3 +83,23 @@ def test_only_what_may_be_copied_is_found() -> None:
     assert bucket(copy_from="exports/").find("s3://models/exports/x") == "exports/x"
     with pytest.raises(InvalidRequest, match="only taken from below 'exports/'"):
         bucket(copy_from="exports/").find("s3://models/elsewhere/x")
+
+
+@pytest.mark.parametrize(("age_s", "modes"), [(599, []), (600, ["overwrite"])])
+async def test_what_is_there_is_sent_again_only_when_it_is_old(
+    age_s: float, modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    async def head(*_: Any) -> Any:
+        return {"size": 5, "last_modified": datetime.fromtimestamp(NOW - age_s, UTC)}
+
+    async def put(*_: Any, mode: str) -> None:
+        sent.append(mode)
+
+    monkeypatch.setattr(obstore, "head_async", head)
+    monkeypatch.setattr(obstore, "put_async", put)
+    (tmp_path / "file").write_bytes(b"model")
+    assert await bucket().age_s(DIGEST) == age_s
+    await bucket().put(tmp_path / "file", DIGEST)
+    assert sent == modes

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ async def test_what_is_put_is_moved_over_what_was_there(root: Path, tmp_path: Pa
     await Directory(root).put(tmp_path / "file", DIGEST)
     assert place.read_bytes() == b"new"
     assert not (tmp_path / "file").exists()
+
+
+async def test_the_age_counts_from_when_it_is_put(root: Path) -> None:
+    later = time.time() + 1000
+    directory = Directory(root, now=lambda: later)
+    assert await directory.age_s(DIGEST) is None
+    (root / "file").write_bytes(b"x")
+    os.utime(root / "file", (1, 1))  # as an upload that was slow to end
+    await directory.put(root / "file", DIGEST)
+    assert await directory.age_s(DIGEST) == pytest.approx(1000, abs=60)
 
 
 def test_a_path_is_relative_absolute_or_a_file_uri(root: Path) -> None:

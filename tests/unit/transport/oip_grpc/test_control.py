@@ -67,6 +67,11 @@ class Models:
     def __init__(self, config: ModelConfig = RICH) -> None:
         self.config = config
         self.asked: list[tuple[Any, ...]] = []
+        self.tenants: list[str] = []
+
+    def of(self, tenant: str) -> Models:
+        self.tenants.append(tenant)
+        return self
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
         self.asked.append(("describe", model, version))
