@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from bench.models import tiny
-from tests.support import repositories
+from tests.support import onnx_files, repositories
 from tests.support.process import Server, eventually, run_cli, serving
 from tests.support.raw_http import ALIVE, RawClient, request, rss_bytes
 
@@ -422,6 +422,18 @@ def test_a_model_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
         assert [answer.status for answer in client.answers()] in ([503], [])
         assert half.closed()
         assert "Traceback" not in server.log_text()
+
+
+def test_a_model_that_hangs_in_native_code_does_not_spoil_the_exit(tmp_path: Path) -> None:
+    onnx_files.counted(tmp_path / "models" / "counted" / "1")
+    environment = {"HEADRACE_ORCHESTRATOR__DRAIN_S": "0.5"}
+    asked = {
+        "inputs": [{"name": "n", "shape": [1], "datatype": "INT64", "data": [2**62]}],
+    }
+    with serving(tmp_path / "models", tmp_path / "log", environment=environment) as server:
+        assert server.infer("counted", asked, request_timeout="0.2").status == 504
+        assert server.stop() == 0
+        assert server.foreign_lines() == []
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:

@@ -142,6 +142,42 @@ def endless(folder: Path, rounds: int = 2**62) -> Path:
     )
 
 
+def counted(folder: Path) -> Path:
+    """A loop of as many rounds as the input `n` says."""
+    number = helper.make_tensor_value_info("s", TensorProto.FLOAT, [1])
+    body = helper.make_graph(
+        [helper.make_node("Cos", ["s"], ["t"]), helper.make_node("Identity", ["c"], ["d"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            number,
+        ],
+        [
+            helper.make_tensor_value_info("d", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("t", TensorProto.FLOAT, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Squeeze", ["n"], ["rounds"]),
+            helper.make_node("Loop", ["rounds", "go", "zero"], ["y"], body=body),
+        ],
+        "counted",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [
+            numpy_helper.from_array(np.array(True), "go"),  # noqa: FBT003 - the tensor's value
+            numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+        ],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "model.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(file))
+    return file
+
+
 def quotient(folder: Path) -> Path:
     """x INT32 [2] to y = -2147483648 / (x - 1), which the processor cannot do where x is 0."""
     return write(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
 from pathlib import Path
 
 import uvloop
@@ -17,3 +20,9 @@ def serve(settings: Settings, models: Path | None, *, version: str) -> None:
     logs.configure(settings.log, sys.stderr)
     platform = Platform(settings, models, version=version, log=sys.stderr)
     uvloop.run(platform.run_until_signal())
+    if any(thread.daemon for thread in threading.enumerate()):
+        # a model hangs in native code: taking the interpreter down around it would abort
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
