@@ -36,6 +36,8 @@ class ArtifactStore(Protocol):
     ) -> Artifact:
         """Store a stream of bytes.
 
+        Bytes that are there already become young again, see `age_s`.
+
         Raises:
             PayloadTooLarge: it is over the configured limit; nothing of it is kept.
             InvalidRequest: its SHA-256 is not `expected_digest`.
@@ -67,6 +69,14 @@ class ArtifactStore(Protocol):
 
     async def remove(self, digest: str) -> None:
         """Forget the bytes, here and in the store; harmless where there are none."""
+        ...
+
+    async def age_s(self, digest: str) -> float | None:
+        """Seconds since the bytes were last written or taken; None where there are none.
+
+        By the store's own time of the object. A store may let it stand at a take within ten
+        minutes of the one before, so up to that much may be too old.
+        """
         ...
 
     async def digests(self) -> Sequence[str]:

@@ -35,8 +35,10 @@ class Garbage:
     """Removes what nothing refers to, once it was seen so for `grace_s` without a break.
 
     The grace is for other processes' uploads, which have their bytes in the store before a
-    version refers to them: it has to be longer than an upload and its inspection may take.
-    `clock` is monotonic, in seconds.
+    version refers to them. Bytes that were there already become young again as they are taken,
+    and so are only removed once they are as old as the grace, too. It has to be longer than an
+    inspection may take, and by the ten minutes of ArtifactStore.age_s. `clock` is monotonic, in
+    seconds.
     """
 
     def __init__(
@@ -68,6 +70,10 @@ class Garbage:
                     continue
                 since = seen.get(digest, now)
                 if now - since < self._grace_s:
+                    self._unused_since[digest] = since
+                    continue
+                age_s = await self._artifacts.age_s(digest)
+                if age_s is None or age_s < self._grace_s:  # gone, or taken by another process
                     self._unused_since[digest] = since
                     continue
                 await self._artifacts.remove(digest)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +30,7 @@ class Place(Protocol):
 
     def uri(self, key: str) -> str: ...
 
-    def again(self) -> Artifacts:
+    def again(self, now: Callable[[], float] = time.time) -> Artifacts:
         """A store as after a restart, on the same data."""
         ...
 
@@ -40,10 +41,11 @@ class LocalPlace:
         self._root = self.data_dir / "objects"
         self.artifacts = self.again()
 
-    def again(self) -> Artifacts:
+    def again(self, now: Callable[[], float] = time.time) -> Artifacts:
         return Artifacts(
             LocalArtifacts(max_artifact_bytes=LIMIT_BYTES, max_unpacked_bytes=LIMIT_BYTES),
             data_dir=self.data_dir,
+            now=now,
         )
 
     def put(self, key: str, data: bytes) -> None:
@@ -67,7 +69,7 @@ class S3Place:
         self._client = s3.client(url)
         self.artifacts = self.again()
 
-    def again(self) -> Artifacts:
+    def again(self, now: Callable[[], float] = time.time) -> Artifacts:
         return Artifacts(
             S3Artifacts(
                 bucket=s3.BUCKET,
@@ -80,6 +82,7 @@ class S3Place:
                 max_unpacked_bytes=LIMIT_BYTES,
             ),
             data_dir=self.data_dir,
+            now=now,
         )
 
     def put(self, key: str, data: bytes) -> None:

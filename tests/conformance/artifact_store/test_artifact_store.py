@@ -77,6 +77,22 @@ async def test_the_same_bytes_are_kept_once_whoever_brings_them(place: Any) -> N
     assert place.keys() == [key(_sha256(MODEL))]
 
 
+async def test_bytes_that_are_taken_again_are_young_again(place: Any) -> None:
+    later = time.time() + 3600
+    artifacts = place.again(now=lambda: later)
+    assert await artifacts.age_s(_sha256(MODEL)) is None
+    artifact = await artifacts.take(stream(MODEL), format="onnx")
+    age_s = await artifacts.age_s(artifact.digest)
+    assert age_s == pytest.approx(3600, abs=60)
+    await asyncio.sleep(1.1)  # S3 tells whole seconds
+    await artifacts.take(stream(MODEL), format="onnx")
+    assert await artifacts.age_s(artifact.digest) <= age_s - 1
+    place.put("x.onnx", MODEL)
+    await asyncio.sleep(1.1)
+    await artifacts.copy("x.onnx", format="onnx")
+    assert await artifacts.age_s(artifact.digest) <= age_s - 2
+
+
 @pytest.mark.parametrize("form", ["{}", "sha256:{}"])
 async def test_a_digest_that_fits_is_taken_in_either_case(place: Any, form: str) -> None:
     expected = form.format(_sha256(MODEL).upper())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ SIGNATURE = Signature(
 class FakeArtifacts:
     """The port ArtifactStore. `uris` are what lies in the object store."""
 
-    def __init__(self, *, max_bytes: int = 1_000_000) -> None:
+    def __init__(
+        self, *, max_bytes: int = 1_000_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.kept: dict[str, bytes] = {}
         self.uris: dict[str, bytes] = {}
         self._max_bytes = max_bytes
+        self._clock = clock
+        self._taken: dict[str, float] = {}
 
     async def take(
         self, chunks: AsyncIterator[bytes], *, format: Format, expected_digest: str = ""
@@ -46,6 +51,7 @@ class FakeArtifacts:
         if expected not in {"", digest}:
             raise InvalidRequest(f"the SHA-256 of what came is {digest}, not {expected}")
         self.kept[digest] = data
+        self._taken[digest] = self._clock()
         return Artifact(digest=digest, size_bytes=len(data), format=format, source=source)
 
     async def read(self, artifact: Artifact) -> AsyncIterator[bytes]:
@@ -60,6 +66,9 @@ class FakeArtifacts:
 
     async def remove(self, digest: str) -> None:
         self.kept.pop(digest, None)
+
+    async def age_s(self, digest: str) -> float | None:
+        return self._clock() - self._taken[digest] if digest in self.kept else None
 
     async def digests(self) -> Sequence[str]:
         return list(self.kept)

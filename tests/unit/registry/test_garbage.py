@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ GRACE_S = 100.0
 class Yard:
     def __init__(self) -> None:
         self.store = MemoryRegistryStore()
-        self.artifacts = FakeArtifacts()
+        self.artifacts = FakeArtifacts(clock=lambda: self.time)
         self.holds = Holds()
         self.time = 0.0
         self.garbage = Garbage(
@@ -77,6 +78,36 @@ async def test_a_use_in_between_begins_the_grace_anew(yard: Yard) -> None:
         await transaction.delete(version)
     yard.time = GRACE_S
     assert await yard.garbage.collect() == []
+
+
+async def test_what_another_process_takes_between_two_looks_stays(yard: Yard) -> None:
+    """No version of it is committed yet, and its hold is not of this process."""
+    artifact = await yard.take(b"wanted again")
+    await yard.garbage.collect()
+    yard.time = GRACE_S - 1
+    await yard.take(b"wanted again")
+    yard.time = 2 * GRACE_S - 2
+    assert await yard.garbage.collect() == []
+    assert artifact.digest in yard.artifacts.kept
+    yard.time = 2 * GRACE_S - 1  # nothing came of it
+    assert await yard.garbage.collect() == [artifact.digest]
+
+
+async def test_what_another_process_removes_between_two_looks_is_not_removed_again(
+    yard: Yard,
+) -> None:
+    artifact = await yard.take(b"old")
+    await yard.garbage.collect()
+    yard.time = GRACE_S
+    transaction = yard.store.transaction
+
+    def gone_by_then() -> Any:
+        yard.artifacts.kept.clear()
+        return transaction()
+
+    yard.store.transaction = gone_by_then  # type: ignore[method-assign]
+    assert await yard.garbage.collect() == []
+    assert await yard.artifacts.age_s(artifact.digest) is None
 
 
 async def test_an_upload_in_progress_is_never_collected(yard: Yard) -> None:

@@ -19,7 +19,7 @@ OTHER = Call("req-2", Principal("bob", "other"))
 class Scene:
     def __init__(self) -> None:
         self.store = MemoryRegistryStore()
-        self.artifacts = FakeArtifacts()
+        self.artifacts = FakeArtifacts(clock=lambda: self.time)
         self.inspector = FakeInspector(self.artifacts)
         self.time = 0.0
         self.registry = Registry(
@@ -97,6 +97,7 @@ async def test_bytes_that_are_looked_at_are_no_garbage(scene: Scene) -> None:
     collected: list[str] = []
 
     async def slow(*arguments: Any, **more: Any) -> Any:
+        scene.time += 10.0  # longer than the grace
         collected.extend(await scene.registry.garbage.collect())
         return await inspect(*arguments, **more)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
@@ -19,6 +20,9 @@ from headrace.adapters.artifacts.settings import S3Artifacts
 from headrace.adapters.artifacts.thread import on_thread
 from headrace.domain.errors import InvalidRequest, NotFound, StoreUnavailable
 
+if TYPE_CHECKING:  # obstore has it in its stubs only
+    from obstore import ObjectMeta
+
 T = TypeVar("T")
 
 #: Of a multipart upload and of a ranged read: what is in memory, times the parts under way.
@@ -26,14 +30,20 @@ _PART_BYTES: Final = 8 * 1024**2
 _PARTS: Final = 2
 #: Seconds that a cancelled upload may take to remove its parts; else the bucket's own rule must.
 _TAKE_BACK_S: Final = 5.0
+#: What is there already is sent again once it is older, so that the collector sees it is wanted.
+_RENEWED_AFTER_S: Final = 600.0
 _SHOWN: Final = 200
 _MISSING: Final = (NotFoundError, FileNotFoundError)  # obstore raises the one or the other
 
 
 class Bucket:
-    """Objects below the prefix of a bucket; a key is relative to it."""
+    """Objects below the prefix of a bucket; a key is relative to it.
 
-    def __init__(self, settings: S3Artifacts) -> None:
+    `now` is in seconds since 1970, as the store's own times are.
+    """
+
+    def __init__(self, settings: S3Artifacts, *, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._bucket = settings.bucket
         self._prefix = settings.prefix.strip("/")
         self._copy_from = settings.copy_from
@@ -45,23 +55,30 @@ class Bucket:
         """See Objects.put."""
         key = objects.key(digest)
         size = await on_thread(lambda: file.stat().st_size)
-        there = await self._size_of(key)
-        if there == size:
+        there = await self._found(key)
+        if there is not None and there["size"] == size and self._age_s(there) < _RENEWED_AFTER_S:
             return
         if size > _PART_BYTES:
             await self._put_parts(file, key)
             return
         data = await on_thread(file.read_bytes)
-        # another may be quicker, with the same bytes; but what is damaged is put right
+        # another may be quicker, with the same bytes; but what is damaged or old is put anew
         mode: Literal["create", "overwrite"] = "create" if there is None else "overwrite"
         with _translated("store the artifact", key), contextlib.suppress(AlreadyExistsError):
             await self._in_time(obstore.put_async(self._store, key, data, mode=mode))
 
-    async def _size_of(self, key: str) -> int | None:
+    async def _head(self, key: str) -> ObjectMeta:
+        with _translated("read the artifact", key):
+            return await self._in_time(obstore.head_async(self._store, key))
+
+    async def _found(self, key: str) -> ObjectMeta | None:
         try:
-            return await self.size(key)
+            return await self._head(key)
         except NotFound:
             return None
+
+    def _age_s(self, found: ObjectMeta) -> float:
+        return self._now() - found["last_modified"].timestamp()
 
     async def _put_parts(self, file: Path, key: str) -> None:
         """Upload in parts. The object is there once the last part is, or never.
@@ -129,15 +146,18 @@ class Bucket:
 
     async def size(self, key: str) -> int:
         """See Objects.size."""
-        with _translated("read the artifact", key):
-            found = await self._in_time(obstore.head_async(self._store, key))
-            return found["size"]
+        return (await self._head(key))["size"]
 
     async def remove(self, digest: str) -> None:
         """See Objects.remove."""
         key = objects.key(digest)
         with _translated("remove the artifact", key), contextlib.suppress(*_MISSING):
             await self._in_time(obstore.delete_async(self._store, key))
+
+    async def age_s(self, digest: str) -> float | None:
+        """See Objects.age_s."""
+        found = await self._found(objects.key(digest))
+        return None if found is None else self._age_s(found)
 
     async def digests(self) -> Sequence[str]:
         """See Objects.digests."""

@@ -10,7 +10,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
@@ -24,11 +25,14 @@ _SHOWN: Final = 200
 
 
 class Directory:
-    """Objects below `root`; a key is a relative path."""
+    """Objects below `root`; a key is a relative path. `now` is in seconds since 1970."""
 
-    def __init__(self, root: Path, *, copy_from: str = "") -> None:
+    def __init__(
+        self, root: Path, *, copy_from: str = "", now: Callable[[], float] = time.time
+    ) -> None:
         self._root = root
         self._copy_from = copy_from
+        self._now = now
 
     async def put(self, file: Path, digest: str) -> None:
         """See Objects.put. `file`, on the same file system and synced, is moved into its place."""
@@ -38,6 +42,7 @@ class Directory:
     def _put(self, file: Path, digest: str) -> None:
         place = self._root / objects.key(digest)
         place.parent.mkdir(parents=True, exist_ok=True)
+        os.utime(file)  # its age counts from here, not from the last write of a slow upload
         # over what is there: the same bytes, or damaged ones
         file.replace(place)
         sync_directory(place.parent)
@@ -104,6 +109,16 @@ class Directory:
         """See Objects.remove."""
         with disk("remove the artifact"):
             await on_thread((self._root / objects.key(digest)).unlink, missing_ok=True)
+
+    async def age_s(self, digest: str) -> float | None:
+        """See Objects.age_s."""
+        with disk("read the artifact"):
+            try:
+                file = await on_thread(self._open, objects.key(digest))
+            except NotFound:
+                return None
+            with file:
+                return self._now() - os.fstat(file.fileno()).st_mtime
 
     async def digests(self) -> Sequence[str]:
         """See Objects.digests."""

@@ -60,6 +60,8 @@ class Objects(Protocol):
     async def put(self, file: Path, digest: str) -> None:
         """Keep a file's bytes, all of them or none; the file may be moved away.
 
+        Where they are already, they become young again, see `age_s`.
+
         Raises:
             StorageFull: there is no room.
         """
@@ -79,6 +81,10 @@ class Objects(Protocol):
 
     async def remove(self, digest: str) -> None:
         """Let go of an artifact's bytes; harmless where there are none."""
+        ...
+
+    async def age_s(self, digest: str) -> float | None:
+        """See ArtifactStore.age_s."""
         ...
 
     async def digests(self) -> Sequence[str]:

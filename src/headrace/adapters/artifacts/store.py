@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -27,13 +28,16 @@ class Artifacts:
     """The store of artifacts. What passes through it lies in a file, never in memory.
 
     Bytes are first received into a file of this machine. So they are in the store only under
-    their digest, what is there already is not sent again, and a client's pace is not the store's.
+    their digest, what is there already is seldom sent again, and a client's pace is not the
+    store's. `now` is in seconds since 1970.
     """
 
-    def __init__(self, settings: ArtifactSettings, *, data_dir: Path) -> None:
+    def __init__(
+        self, settings: ArtifactSettings, *, data_dir: Path, now: Callable[[], float] = time.time
+    ) -> None:
         data_dir = data_dir.absolute()  # folders are given to a process that works elsewhere
         self._limit_bytes = settings.max_artifact_bytes
-        self._objects, incoming = _objects(settings, data_dir)
+        self._objects, incoming = _objects(settings, data_dir, now)
         self._incoming = Folders(incoming, max_unpacked_bytes=0)
         self._folders = Folders(
             data_dir / "artifacts", max_unpacked_bytes=settings.max_unpacked_bytes
@@ -114,6 +118,10 @@ class Artifacts:
             with disk("remove the artifact"):
                 await on_thread(self._folders.discard, digest)
 
+    async def age_s(self, digest: str) -> float | None:
+        """See ArtifactStore.age_s."""
+        return await self._objects.age_s(objects.checked_digest(digest))
+
     async def digests(self) -> Sequence[str]:
         """See ArtifactStore.digests."""
         return await self._objects.digests()
@@ -131,14 +139,16 @@ class Artifacts:
         return lock
 
 
-def _objects(settings: ArtifactSettings, data_dir: Path) -> tuple[Objects, Path]:
+def _objects(
+    settings: ArtifactSettings, data_dir: Path, now: Callable[[], float]
+) -> tuple[Objects, Path]:
     """The place of the bytes, and a folder from which they are brought there."""
     match settings:
         case LocalArtifacts(path=path, copy_from=copy_from):
             root = Path(path).absolute() if path else data_dir / "objects"
             # on the same file system, so that an upload is moved and not copied
-            return Directory(root, copy_from=copy_from), root / ".incoming"
+            return Directory(root, copy_from=copy_from, now=now), root / ".incoming"
         case S3Artifacts():
             from headrace.adapters.artifacts.bucket import Bucket  # noqa: PLC0415 - only where used
 
-            return Bucket(settings), data_dir / "artifacts"
+            return Bucket(settings, now=now), data_dir / "artifacts"
