@@ -26,6 +26,7 @@ from headrace.domain.errors import InvalidRequest, StorageFull, StoreUnavailable
 from tests.support import s3
 from tests.support.archives import stream, zipped
 from tests.support.s3_proxy import Proxy, proxying
+from tests.support.waiting import until
 
 MODEL: Final = b"a model"
 LARGE: Final = bytes(range(256)) * 80 * 1024  # 20 MiB: three parts
@@ -164,8 +165,7 @@ async def test_a_cancelled_upload_takes_its_parts_back(bucket: Bucket, proxy: Pr
         "hang" if method == "PUT" and "partNumber=1" in path else None
     )
     upload = asyncio.ensure_future(bucket.artifacts.take(stream(LARGE), format="onnx"))
-    while not _of(proxy, "PUT", "partNumber=1"):  # noqa: ASYNC110 - the proxy has other threads
-        await asyncio.sleep(0.01)
+    await until(lambda: _of(proxy, "PUT", "partNumber=1"))
     upload.cancel()
     with pytest.raises(asyncio.CancelledError):
         await upload
@@ -179,8 +179,7 @@ async def test_a_cancelled_upload_is_not_completed_although_the_store_would(
 ) -> None:
     proxy.fault = lambda method, _: "hold" if method == "PUT" else None
     upload = asyncio.ensure_future(bucket.artifacts.take(stream(LARGE), format="onnx"))
-    while not _of(proxy, "PUT", "partNumber="):  # noqa: ASYNC110 - the proxy has other threads
-        await asyncio.sleep(0.01)
+    await until(lambda: _of(proxy, "PUT", "partNumber="))
     upload.cancel()
     await asyncio.sleep(0)
     proxy.released.set()

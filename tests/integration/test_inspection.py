@@ -27,6 +27,7 @@ from headrace.domain.models import Signature, TensorSpec
 from headrace.ports.artifacts import Inspector
 from tests.support import onnx_files, repositories
 from tests.support.process import eventually
+from tests.support.waiting import until
 
 ENTRY: Final = "headrace.compose.inspect"
 
@@ -436,8 +437,7 @@ async def test_a_refused_model_leaves_no_process_behind(folder: Path) -> None:
 async def test_a_look_that_is_cancelled_leaves_no_process_behind(folder: Path) -> None:
     onnx_files.endless(folder)
     look = asyncio.ensure_future(inspector().inspect(folder))
-    while not _children():  # noqa: ASYNC110 - nothing tells of a process that starts
-        await asyncio.sleep(0.01)
+    await until(_children)
     look.cancel()
     with pytest.raises(asyncio.CancelledError):
         await look
@@ -482,8 +482,7 @@ async def test_the_child_sees_no_secret_of_the_platform(
     (tmp_path / "onnx.py").write_text("raise SystemExit('imported from PYTHONPATH')\n")
     onnx_files.endless(folder)
     look = asyncio.ensure_future(inspector(timeout_s=5).inspect(folder))
-    while not (children := _children()):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    children = await until(_children)
     environment = _environment(children[0])
     look.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -506,9 +505,12 @@ async def test_the_child_has_limits_on_memory_time_and_files(folder: Path) -> No
         "Max core file size": "0",
         "Max address space": str(2 * 1024**3),
     }
-    while not any(_limits(child).items() >= expected.items() for child in _children()):
+
+    def limited() -> bool:
         assert not look.done(), look.exception()
-        await asyncio.sleep(0.01)
+        return any(_limits(child).items() >= expected.items() for child in _children())
+
+    await until(limited)
     look.cancel()
     with pytest.raises(asyncio.CancelledError):
         await look

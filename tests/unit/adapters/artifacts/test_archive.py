@@ -349,7 +349,7 @@ def test_whatever_is_planned_stays_in_the_folder_and_has_its_own_place(names: li
         places = archive.plan(entries)
     except InvalidRequest:
         return
-    root = "/root/of/model"
+    root = "/models/m"
     paths = [path for _, path in places]
     for path in paths:
         assert isinstance(path, PurePosixPath)

@@ -8,6 +8,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from headrace.adapters.model_repository import triton_json
+from headrace.domain.calls import ANONYMOUS, Principal
 from headrace.domain.errors import HeadraceError, InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.models import (
     AllVersions,
@@ -95,7 +96,9 @@ class Models:
         self.asked.append(("unload", model))
 
 
-async def ask(method: str, message: Any, models: Models | None = None) -> Any:
+async def ask(
+    method: str, message: Any, models: Models | None = None, principal: Principal = ANONYMOUS
+) -> Any:
     """The answer as tritonclient reads it."""
     rpcs = ControlRpcs(
         models or Models(),
@@ -104,7 +107,8 @@ async def ask(method: str, message: Any, models: Models | None = None) -> Any:
         config_json=lambda m: triton_json.to_json_object(m.config, m.signature, m.max_batch_size),
     ).rpcs()
     sent = message if isinstance(message, bytes) else message.SerializeToString()
-    answer = await rpcs[SERVICE + method](Exchange(GrpcRequest({}, sent), "mine-1", 0.0, 1.0))
+    exchange = Exchange(GrpcRequest({}, sent), "mine-1", 0.0, 1.0, principal)
+    answer = await rpcs[SERVICE + method](exchange)
     return getattr(service_pb2, f"{method}Response").FromString(answer)
 
 
@@ -131,6 +135,13 @@ async def test_names_and_versions_are_handed_on() -> None:
         ("statistics", "bert", ""),
         ("statistics", "", ""),
     ]
+
+
+async def test_models_are_asked_about_in_the_callers_tenant() -> None:
+    models = Models()
+    caller = Principal("key:1", "acme")
+    await ask("ModelReady", service_pb2.ModelReadyRequest(name="bert"), models, caller)
+    assert models.tenants == ["acme"]
 
 
 async def test_the_index_can_be_of_ready_models_only() -> None:
