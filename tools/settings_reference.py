@@ -58,8 +58,15 @@ def page() -> str:
     Raises:
         Undocumented: naming the setting.
     """
-    sections = [_section(name, struct) for name, struct in get_type_hints(Settings).items()]
+    hints = get_type_hints(Settings)
+    sections = [_section(name, hint) for name, hint in hints.items() if _is_section(hint)]
+    if len(sections) < len(hints):
+        sections.insert(0, _table("", Settings, "## Of the whole"))
     return "\n".join([_HEAD, *sections])
+
+
+def _is_section(hint: Any) -> bool:
+    return all(isinstance(kind, type) for kind in get_args(hint) or (hint,))
 
 
 def _section(name: str, section: Any) -> str:
@@ -74,11 +81,12 @@ def _section(name: str, section: Any) -> str:
 
 
 def _table(name: str, struct: type[msgspec.Struct], title: str = "") -> str:
-    variable = f"{ENVIRONMENT_PREFIX}{name}__".upper()
+    variable = f"{ENVIRONMENT_PREFIX}{name}__".upper() if name else ENVIRONMENT_PREFIX
+    about = inspect.getdoc(struct) if name else "They stand before the first section."
     lines = [
         title or f"## [{name}]",
         "",
-        f"{inspect.getdoc(struct)} Variables: `{variable}<KEY>`.",
+        f"{about} Variables: `{variable}<KEY>`.",
         "",
         "| key | type | default | what it does |",
         "| --- | --- | --- | --- |",
@@ -89,6 +97,8 @@ def _table(name: str, struct: type[msgspec.Struct], title: str = "") -> str:
             comments |= dict(_comments(each))
     hints = get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
+        if struct is Settings and _is_section(hints[field.name]):
+            continue
         comment = comments.get(field.name)
         if not comment:
             msg = f"{struct.__module__}: {name}.{field.name} has no comment that starts with '#:'"
@@ -125,6 +135,8 @@ def _type(hint: Any) -> str:
         return f"list of {_type(arguments[0])}"
     if origin in {Union, UnionType}:
         return " or ".join(_type(argument) for argument in arguments)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return "table"
     return _WORDS[hint]
 
 

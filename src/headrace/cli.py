@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -14,16 +12,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
+from headrace.compose.access_options import require_scopes, require_tenant
+from headrace.compose.keys_cli import keys
 from headrace.compose.models_cli import models
+from headrace.compose.settings_options import (
+    data_option,
+    environment,
+    overrides,
+    settings_option,
+)
+from headrace.compose.settings_text import as_toml, toml_key, toml_value
 from headrace.domain.errors import HeadraceError, InvalidSettings
-from headrace.settings import Settings, load
+from headrace.domain.scopes import ADMIN
+from headrace.settings import load
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _USAGE_ERROR = 2
-#: Variables of the environment that are the command line's own, and no settings.
-_NO_SETTINGS = frozenset({"HEADRACE_SETTINGS", "HEADRACE_URL", "HEADRACE_TOKEN"})
 
 
 def _plain_errors(command: _F) -> _F:
@@ -62,25 +67,13 @@ def main() -> None:
 
 
 main.add_command(models)
-
-_data_option = click.option(
-    "--data-dir",
-    metavar="DIR",
-    help="For the registry and pushed models.  [default: ~/.local/share/headrace]",
-)
-_settings_option = click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    envvar="HEADRACE_SETTINGS",
-    help="TOML file with settings; HEADRACE_<SECTION>__<KEY> variables override it.",
-)
+main.add_command(keys)
 
 
 @main.command()
 @click.argument("models_dir", type=click.Path(path_type=Path), required=False)
-@_settings_option
-@_data_option
+@settings_option
+@data_option
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--http-port", type=int, help="HTTP port; 0 takes a free one.  [default: 8080]")
 @click.option("--grpc-port", type=int, help="gRPC port; 0 takes a free one.  [default: 8081]")
@@ -124,8 +117,8 @@ def serve(
 
     settings = load(
         settings_file,
-        environment=_environment(),
-        overrides=_overrides(
+        environment=environment(),
+        overrides=overrides(
             ("server", "host", host),
             ("storage", "data_dir", data_dir),
             ("server", "http_port", http_port),
@@ -139,8 +132,8 @@ def serve(
 
 
 @main.command(short_help="Bring the registry's database up to date.")
-@_settings_option
-@_data_option
+@settings_option
+@data_option
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 where there is something.")
 @_plain_errors
 def migrate(*, settings_file: Path | None, data_dir: str | None, check: bool) -> None:
@@ -159,8 +152,8 @@ def migrate(*, settings_file: Path | None, data_dir: str | None, check: bool) ->
 
     settings = load(
         settings_file,
-        environment=_environment(),
-        overrides=_overrides(("storage", "data_dir", data_dir)),
+        environment=environment(),
+        overrides=overrides(("storage", "data_dir", data_dir)),
     )
     if not run(settings.database, data_dir=folder(settings), check=check, say=click.echo):
         sys.exit(1)
@@ -172,6 +165,8 @@ def migrate(*, settings_file: Path | None, data_dir: str | None, check: bool) ->
 def check_settings(file: Path | None) -> None:
     """Say whether FILE and the environment are settings that would start, and print them all.
 
+    What is secret in them, passwords in URLs too, is printed as ***.
+
     \b
     Examples:
       headrace check-settings prod.toml
@@ -179,31 +174,50 @@ def check_settings(file: Path | None) -> None:
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose.checks import check
 
-    settings = load(file, environment=_environment())
+    settings = load(file, environment=environment())
     check(settings)
-    click.echo(_as_toml(settings))
+    click.echo(as_toml(settings))
 
 
 @main.command(short_help="Make a token for a caller.")
 @click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    callback=require_scopes,
+    help="What it may do: infer, infer:MODEL*, batch, models:read, …  [default: everything]",
+)
+@click.option("--tenant", callback=require_tenant, help="Whose it is.  [default: default]")
 @_plain_errors
-def token(name: str) -> None:
+def token(*, name: str, scopes: tuple[str, ...], tenant: str | None) -> None:
     """Make a token for the caller NAME and print the setting that admits it.
 
-    The token is printed once and stored nowhere; the setting holds its SHA-256 only.
+    The token is printed once and stored nowhere; the setting holds its SHA-256 only. A key, which
+    `headrace keys create` makes, needs no setting and can be revoked while the platform runs.
 
     \b
     Examples:
       headrace token nightly-job
+      headrace token shop --scope infer --scope models:read
+      headrace token shop --scope 'infer:fraud-*' --tenant acme
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
     if not name.strip():
         msg = "a caller needs a name"
         raise InvalidSettings(msg)
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
+    if scopes or tenant:
+        lines = [
+            f"[authentication.tokens.{toml_key(name)}]",
+            f"sha256 = {toml_value(digest)}",
+            f"scopes = {toml_value(list(dict.fromkeys(scopes)) or [ADMIN])}",
+        ]
+        lines += [f"tenant = {toml_value(tenant)}"] if tenant else []
+    else:
+        lines = ["[authentication.tokens]", f"{toml_value(name)} = {toml_value(digest)}"]
     click.echo(f"token:   {secret}")
-    key = msgspec.json.encode(name).decode()
-    click.echo(f'setting: [authentication.tokens]\n         {key} = "{digest}"')
+    click.echo("setting: " + "\n         ".join(lines))
 
 
 @main.command(short_help="Classify files with a real model.")
@@ -223,37 +237,3 @@ def demo(*, keep: bool, http_port: int, files: tuple[Path, ...]) -> None:
     from headrace.compose.demo import run
 
     run(files, keep=keep, http_port=http_port, version=installed_version("headrace"))
-
-
-def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in _NO_SETTINGS}
-
-
-def _overrides(*given: tuple[str, str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for section, key, value in given:
-        if value is not None:
-            tree.setdefault(section, {})[key] = value
-    return tree
-
-
-def _as_toml(settings: Settings) -> str:
-    lines: list[str] = []
-    for section, values in msgspec.to_builtins(settings).items():
-        tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-        plain = {key: value for key, value in values.items() if key not in tables}
-        named = {section: plain, **{f"{section}.{key}": table for key, table in tables.items()}}
-        for name, pairs in named.items():
-            lines += [
-                f"[{name}]",
-                *(f"{_json(k, key=True)} = {_json(v)}" for k, v in pairs.items()),
-                "",
-            ]
-    return "\n".join(lines).rstrip()
-
-
-def _json(value: Any, *, key: bool = False) -> str:
-    """A value of TOML, which agrees with JSON on text, numbers and booleans; or a key."""
-    if key and re.fullmatch(r"[A-Za-z0-9_-]+", value):
-        return str(value)
-    return msgspec.json.encode(value).decode()

@@ -12,23 +12,28 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, TypeAlias, get_args, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, get_args, get_type_hints
 
 import msgspec
 
 from headrace.adapters.artifacts.settings import ArtifactSettings, LocalArtifacts
 from headrace.adapters.inspection import InspectionSettings
+from headrace.adapters.jwt.settings import JwtSettings
 from headrace.adapters.memory_cache import MemoryCacheSettings
-from headrace.adapters.redis.settings import RedisCacheSettings
+from headrace.adapters.memory_limiter import MemoryLimiterSettings
+from headrace.adapters.redis.settings import RedisCacheSettings, RedisLimiterSettings
 from headrace.adapters.sql.settings import SqliteSettings, StoreSettings
 from headrace.domain.errors import InvalidSettings
+from headrace.gateway.admission import AdmissionSettings
 from headrace.gateway.authentication import AuthenticationSettings
+from headrace.gateway.limits import LimitSettings
 from headrace.gateway.settings import GatewaySettings
 from headrace.orchestrator.settings import OrchestratorSettings
 from headrace.registry.cached_reader import CachedReaderSettings
 from headrace.registry.settings import RegistrySettings
 from headrace.router.settings import RouterSettings
 from headrace.telemetry.logs import LogSettings
+from headrace.transport.cors import CorsSettings
 from headrace.transport.http.limits import HttpLimits
 
 ENVIRONMENT_PREFIX: Final = "HEADRACE_"
@@ -60,16 +65,25 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 CacheSettings: TypeAlias = MemoryCacheSettings | RedisCacheSettings
+LimiterSettings: TypeAlias = MemoryLimiterSettings | RedisLimiterSettings
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set, by section."""
 
+    #: `development` accepts a token that everybody knows, so that credentials can be tried without
+    #: making any. Never for a platform that others reach.
+    mode: Literal["production", "development"] = "production"
     server: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
     http: HttpLimits = HttpLimits()
+    cors: CorsSettings = CorsSettings()
     authentication: AuthenticationSettings = AuthenticationSettings()
+    jwt: JwtSettings = JwtSettings()
     gateway: GatewaySettings = GatewaySettings()
+    limits: LimitSettings = LimitSettings()
+    limiter: LimiterSettings = MemoryLimiterSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     router: RouterSettings = RouterSettings()
     orchestrator: OrchestratorSettings = OrchestratorSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -127,6 +141,7 @@ def _convert(tree: Mapping[str, Any], where: str) -> Settings:
             path = path.replace("[...]", _odd_key(tree, path))
         path = path.rstrip("`")
         key, _, rest = reason.partition(" ")
+        key = key.removesuffix(":")
         if path in tree and isinstance(tree[path], dict) and key in _hints(_type_of(path)):
             path, reason = f"{path}.{key}", rest  # a section's own check, which names the key first
         msg = f"{where}{path}: {reason}" if path else f"{where}{reason}"
@@ -159,10 +174,16 @@ def _hints(section: Any) -> dict[str, Any]:
 
 
 def _odd_key(tree: Mapping[str, Any], path: str) -> str:
-    """The first key of the mapping at `path` whose value is not text."""
+    """The first key of the mapping at `path` whose value does not fit."""
+    kind: Any = Settings
     for part in path.partition("[")[0].split("."):
-        tree = tree[part]
-    return next((f".{key}" for key, value in tree.items() if not isinstance(value, str)), "[...]")
+        tree, kind = tree[part], _hints(kind)[part]
+    for key, value in tree.items():
+        try:
+            msgspec.convert(value, get_args(kind)[1])
+        except msgspec.ValidationError:
+            return f".{key}"
+    return "[...]"
 
 
 def _check_keys(tree: Mapping[str, Any], struct: Any, where: str, path: str = "") -> None:
@@ -235,6 +256,8 @@ def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
 def _check_ranges(settings: Settings) -> None:
     """Numbers that no combination makes sensible. Durations and sizes are never negative."""
     for section, values in msgspec.to_builtins(settings).items():
+        if not isinstance(values, dict):
+            continue
         for key, value in values.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if number and not 0 <= value < math.inf:

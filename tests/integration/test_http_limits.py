@@ -195,6 +195,34 @@ def test_one_client_too_many_is_told_so_and_counted(strict: Server) -> None:
     assert strict.infer("tiny", BODY).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v2/x", "/v1/x", "/api/v1/x"])
+@pytest.mark.parametrize(
+    ("status", "code", "headers"),
+    [
+        (400, "malformed_http", {"Transfer-Encoding": "gzip"}),
+        (413, "payload_too_large", {"Content-Length": 10**12}),
+        (431, "head_too_large", {"X": "x" * 100_000}),
+    ],
+)
+def test_what_no_route_has_seen_is_refused_in_the_dialect_of_its_path(
+    strict: Server, path: str, status: int, code: str, headers: Mapping[str, str | int]
+) -> None:
+    with RawClient(strict.port) as client:
+        answer = client.ask(request("PUT", path, headers={"X-Request-Id": "mine", **headers}))
+    assert answer.status == status
+    assert answer.headers["x-error-code"] == code
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["connection"] == "close"
+    told = json.loads(answer.body)
+    if path.startswith("/api/"):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert told["code"] == code
+    elif path.startswith("/v1/"):
+        assert told["error"]["code"] == code
+    else:
+        assert isinstance(told["error"], str)
+
+
 def test_a_client_that_does_not_take_its_answer_is_cut_off(strict: Server) -> None:
     with RawClient(strict.port, receive_bytes=4096) as client:
         client.send(echo_request(ECHOED_BYTES) + GOOD)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from headrace.domain.errors import HeadraceError
 from headrace.transport.http.connection import Connection
 from headrace.transport.http.host import AsgiApp, AsgiMessage, Host
 from headrace.transport.http.limits import HttpLimits
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
+from headrace.transport.status import http_status
 
 LIMITS = HttpLimits(
     max_body_bytes=1000,
@@ -26,8 +29,8 @@ HOT = "/hot"
 class FakeTransport(asyncio.Transport):
     """Keeps what is written. `stall` makes it a client that takes nothing."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("192.0.2.7", 50000), "sockname": ("192.0.2.1", 8080)})
+    def __init__(self, peername: object = ("192.0.2.7", 50000)) -> None:
+        super().__init__({"peername": peername, "sockname": ("192.0.2.1", 8080)})
         self.protocol: Connection | None = None
         self.written = b""
         self.unsent = 0
@@ -90,11 +93,12 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeApplication:
-    """`/hot` goes to `answer`, everything else to `asgi`."""
+    """`/hot` goes to `answer`, everything else to `asgi`. Errors are told in plain text."""
 
     def __init__(self, answer: Callable[[HttpRequest], Awaitable[HttpResponse]]) -> None:
         self.answer = answer
         self.requests: list[HttpRequest] = []
+        self.refused: list[tuple[bytes, Mapping[bytes, bytes], HeadraceError]] = []
         self.asgi: AsgiApp = _nothing
 
     def is_upload(self, method: str, target: bytes) -> bool:
@@ -103,6 +107,18 @@ class FakeApplication:
     def handler(self, method: str, target: bytes) -> Handler | None:
         del method
         return self._handle if target.startswith(HOT.encode()) else None
+
+    def refuse(
+        self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
+    ) -> HttpResponse:
+        self.refused.append((target, dict(headers), error))
+        return HttpResponse(http_status(error), b"", (error.message.encode(),))
+
+    def failed(
+        self, target: bytes, headers: Mapping[bytes, bytes], error: BaseException
+    ) -> HttpResponse:
+        logging.getLogger(__name__).error("failed", exc_info=error)
+        return self.refuse(target, headers, HeadraceError("internal error"))
 
     async def _handle(self, request: HttpRequest) -> HttpResponse:
         self.requests.append(request)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import copy
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias, cast
 
@@ -15,6 +15,7 @@ import msgspec
 from headrace.domain.catalog import (
     KINDS,
     Alias,
+    ApiKey,
     AuditEvent,
     Entity,
     EntityT,
@@ -55,12 +56,14 @@ class _State:
         self.forgotten = 0
         self.audit: list[AuditEvent] = []
         self.usage: dict[Key, Usage] = {}
+        self.key_usage: dict[Key, datetime] = {}
 
     def copy(self) -> _State:
         copied = copy.copy(self)
         copied.entities = {kind: dict(table) for kind, table in self.entities.items()}
         copied.ids, copied.changes = dict(self.ids), dict(self.changes)
         copied.audit, copied.usage = list(self.audit), dict(self.usage)
+        copied.key_usage = dict(self.key_usage)
         return copied
 
 
@@ -153,6 +156,11 @@ class MemoryRegistryStore:
             k[2]: usage for k, usage in self._kept.state.usage.items() if k[:2] == (tenant, model)
         }
 
+    async def key_usage(self, tenant: str, ids: Sequence[str]) -> dict[str, datetime]:
+        await self._called("key_usage")
+        used = self._kept.state.key_usage
+        return {id_: used[tenant, id_] for id_ in ids if (tenant, id_) in used}
+
     async def watch(self) -> AsyncIterator[None]:
         woken = asyncio.Event()
         self._kept.watchers.add(woken)
@@ -189,6 +197,13 @@ class MemoryRegistryStore:
         for key, more in usage:
             if key in self._kept.state.entities[Version.kind]:
                 self._kept.state.usage[key] = self._kept.state.usage.get(key, Usage()).plus(more)
+
+    async def add_key_usage(self, used: Mapping[Key, datetime]) -> None:
+        await self._called("add_key_usage")
+        kept = self._kept.state.key_usage
+        for key, at in used.items():
+            if key in self._kept.state.entities[ApiKey.kind]:
+                kept[key] = max(kept.get(key, at), at)
 
     async def close(self) -> None:
         self._closed = True
@@ -232,11 +247,13 @@ class MemoryRegistryStore:
         while len(state.changes) > self._keep_changes:
             oldest = next(iter(state.changes))
             state.forgotten = state.changes.pop(oldest)
-        # usage is added outside of transactions, and goes with its version
+        # usage is added outside of transactions, and goes with its version or its key
         versions = state.entities[Version.kind]
         state.usage = {
             key: usage for key, usage in self._kept.state.usage.items() if key in versions
         }
+        keys = state.entities[ApiKey.kind]
+        state.key_usage = {k: at for k, at in self._kept.state.key_usage.items() if k in keys}
         self._kept.state = state
         self.wake()
 

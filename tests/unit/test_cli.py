@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -12,7 +14,9 @@ from headrace.cli import main
 from headrace.compose import run as serving
 from headrace.domain.calls import Principal
 from headrace.domain.errors import InvalidSettings
-from headrace.gateway.authentication import TokenAuthentication
+from headrace.domain.scopes import EVERYTHING
+from headrace.gateway.authentication import Authentication
+from headrace.gateway.static_tokens import StaticToken
 from headrace.settings import Settings, load
 
 DIGEST = "0" * 64
@@ -104,6 +108,17 @@ def test_settings_with_tokens_are_printed_as_toml_too(settings_file: Path) -> No
     assert _load_printed(result, settings_file.parent) == load(settings_file)
 
 
+def test_a_password_in_the_settings_is_not_printed(settings_file: Path) -> None:
+    settings_file.write_text(
+        "[database]\nkind = 'postgres'\ndsn = 'postgresql://app:of-mine@db/headrace'\n"
+        "[cache]\nkind = 'redis'\nurl = 'redis://:of-mine@cache:6379/0'"
+    )
+    result = _run("check-settings", str(settings_file))
+    assert result.exit_code == 0
+    assert "of-mine" not in result.stdout
+    assert "postgresql://app:***@db/headrace" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -149,13 +164,54 @@ def test_a_token_is_admitted_by_the_setting_printed_with_it(tmp_path: Path, name
     secret = told.removeprefix("token:").strip()
     file = tmp_path / "my.toml"
     file.write_text("\n".join(line.strip() for line in setting.splitlines()))
-    authenticate = TokenAuthentication(load(file).authentication)
-    assert authenticate({b"authorization": f"Bearer {secret}".encode()}) == Principal(name)
+    authenticate = Authentication(load(file).authentication)
+    caller = Principal(name, grants=EVERYTHING)
+    assert authenticate({b"authorization": f"Bearer {secret}".encode()}) == caller
     assert secret not in file.read_text()
 
 
 def test_no_token_is_made_twice() -> None:
     assert _run("token", "alice").stdout != _run("token", "alice").stdout
+
+
+def _static_token(result: Result, name: str) -> tuple[str, StaticToken]:
+    """The token that was printed, and the setting with it."""
+    told, _, setting = result.stdout.partition("setting:")
+    table = tomllib.loads("\n".join(line.strip() for line in setting.splitlines()))
+    written = table["authentication"]["tokens"][name]
+    return told.removeprefix("token:").strip(), msgspec.convert(written, StaticToken)
+
+
+@pytest.mark.parametrize("name", ["shop", "ci@build.example.org", "a.b"])
+def test_a_token_with_scopes_and_a_tenant_is_printed_as_a_table(name: str) -> None:
+    scopes = ("--scope", "infer:fraud-*", "--scope", "models:read")
+    secret, setting = _static_token(_run("token", name, *scopes, "--tenant", "acme"), name)
+    assert setting == StaticToken(
+        sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        scopes=["infer:fraud-*", "models:read"],
+        tenant="acme",
+    )
+
+
+def test_a_token_without_scopes_may_do_everything_for_its_tenant() -> None:
+    _, setting = _static_token(_run("token", "shop", "--tenant", "acme"), "shop")
+    assert (setting.scopes, setting.tenant) == (["admin"], "acme")
+    result = _run("token", "shop", "--scope", "infer")
+    assert "tenant" not in result.stdout
+    assert _static_token(result, "shop")[1].scopes == ["infer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--scope", "inference"], "'inference' is not one of infer, batch"),
+        (["--tenant", "a b"], "'a b' must be 1 to 128 letters"),
+    ],
+)
+def test_a_token_that_no_setting_admits_is_a_usage_error(arguments: list[str], told: str) -> None:
+    result = _run("token", "shop", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
 
 
 # serve

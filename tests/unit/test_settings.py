@@ -104,9 +104,9 @@ def test_reading_leaves_the_overrides_as_they_were() -> None:
         (
             "[zzz]",
             (
-                "zzz is not a setting; known are artifacts, authentication, cache, database, "
-                "gateway, http, inspection, log, orchestrator, registry, registry_reads, router, "
-                "server, storage"
+                "zzz is not a setting; known are admission, artifacts, authentication, cache, "
+                "cors, database, gateway, http, inspection, jwt, limiter, limits, log, mode, "
+                "orchestrator, registry, registry_reads, router, server, storage"
             ),
         ),
         (
@@ -135,7 +135,9 @@ def test_a_mistake_in_the_file_is_refused_with_the_keys_full_path(
 
 def test_a_token_of_the_wrong_type_is_refused_by_its_callers_name(toml: Toml) -> None:
     file = toml("[authentication.tokens]\nbob = 3")
-    assert _refusal(file) == f"{file}: authentication.tokens.bob: Expected `str`, got `int`"
+    assert (
+        _refusal(file) == f"{file}: authentication.tokens.bob: Expected `str | object`, got `int`"
+    )
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -187,6 +189,7 @@ def test_every_setting_can_be_set_by_a_variable() -> None:
         if isinstance(value, dict | list | tuple)
         else str(value)
         for section, values in tree.items()
+        if isinstance(values, dict)
         for key, value in values.items()
     }
     assert _from_environment(**variables) == Settings()
@@ -244,6 +247,7 @@ def test_a_mistake_in_the_overrides_is_refused_with_its_path() -> None:
     [
         (section, key)
         for section, values in msgspec.to_builtins(Settings()).items()
+        if isinstance(values, dict)
         for key, value in values.items()
         if isinstance(value, int | float)
     ],
@@ -299,3 +303,25 @@ def test_a_mistake_in_a_section_of_several_kinds_is_told(
     toml: Toml, text: str, refusal: str
 ) -> None:
     assert refusal in _refusal(toml(text))
+
+
+def test_what_belongs_to_no_section_can_be_set_too(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('mode = "development"\n')
+    assert load(file).mode == "development"
+    assert _from_environment(MODE="development").mode == "development"
+    assert "mode" in _refusal(overrides={"mode": "demo"})
+
+
+def test_limits_are_a_list_of_tables(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[[limits.policies]]\nname = "a"\nquota = 5\n')
+    (policy,) = load(file).limits.policies
+    assert (policy.name, policy.quota, policy.window_s) == ("a", 5, 1)
+
+
+def test_a_table_of_a_token_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'[authentication.tokens.ci]\nsha256 = "{"0" * 64}"\n')
+    with pytest.raises(InvalidSettings, match=r"authentication\.tokens\.ci.*scopes"):
+        load(file)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 
+from headrace.compose.gate import Gate
 from headrace.compose.registry import allowed_networks
+from headrace.domain.calls import Call
 from headrace.domain.errors import InvalidSettings
-from headrace.gateway.authentication import TokenAuthentication
+from headrace.domain.inference import InferRequest, InferResponse
 from headrace.settings import Settings
+from headrace.telemetry.metrics import Metrics
 
 
 def check(settings: Settings) -> None:
     """Everything that can be known before the start. Raises InvalidSettings."""
-    TokenAuthentication(settings.authentication)
-    allowed_networks(settings)
     check_exposure(settings)
+    allowed_networks(settings)
+    Gate(settings, _Nothing(), find_key=lambda _: None, metrics=Metrics(version=""))
 
 
 def check_exposure(settings: Settings) -> None:
@@ -23,14 +26,37 @@ def check_exposure(settings: Settings) -> None:
     Raises:
         InvalidSettings: naming the setting to change.
     """
-    if settings.authentication.tokens or is_loopback(settings.server.host):
+    authentication = settings.authentication
+    if (
+        authentication.required
+        and not settings.registry.enabled
+        and not (authentication.tokens or settings.jwt.configured)
+    ):
+        raise InvalidSettings(
+            "authentication.required asks for keys of the registry, and registry.enabled is false"
+        )
+    asks = (
+        authentication.tokens
+        or authentication.required
+        or settings.jwt.configured
+        or settings.mode == "development"
+    )
+    if asks or is_loopback(settings.server.host):
         return
     msg = (
         f"server.host is {settings.server.host}, which other machines can reach, but nobody is "
-        "asked for a token: set authentication.tokens (`headrace token NAME` makes one), or "
-        "listen on 127.0.0.1"
+        "asked for a token: set authentication.tokens (`headrace token NAME` makes one), [jwt], or "
+        "authentication.required (`headrace keys create --local` makes a key), or listen on "
+        "127.0.0.1"
     )
     raise InvalidSettings(msg)
+
+
+class _Nothing:
+    """What a gateway is made in front of that will never be asked."""
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        raise NotImplementedError
 
 
 def is_loopback(host: str) -> bool:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from headrace.domain.errors import HeadraceError
+from headrace.compose.remote_command import Session, remote_command
 
-if TYPE_CHECKING:
-    from headrace.compose.models_output import Output
-    from headrace.compose.registry_client import RegistryClient
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-_REFUSED = 1
-_USAGE_ERROR = 2
 _STATUSES = ("pending", "ready", "deprecated", "archived", "failed")
 
 
@@ -40,59 +29,6 @@ def models() -> None:
       headrace models rollback iris --alias champion
       headrace models pull iris -o iris.onnx
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
-
-
-class _Session:
-    """Where to, as whom, and how to tell of it."""
-
-    def __init__(self, *, url: str, token: str | None, as_json: bool) -> None:
-        self._url = url
-        self._token = token or ""
-        self._as_json = as_json
-        self.with_token = bool(token)
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[tuple[RegistryClient, Output]]:
-        from headrace.compose.models_output import Output
-        from headrace.compose.registry_client import RegistryClient
-
-        client = RegistryClient(self._url, token=self._token)
-        try:
-            yield client, Output(as_json=self._as_json)
-        finally:
-            client.close()
-
-
-def _command(command: _F) -> _F:
-    """Give a command the options that all have, and tell of errors in a line each."""
-
-    @wraps(command)
-    def wrapped(*, url: str, token: str | None, as_json: bool, **given: Any) -> None:
-        try:
-            command(session=_Session(url=url, token=token, as_json=as_json), **given)
-        except HeadraceError as error:
-            from headrace.compose.model_file import Damaged
-            from headrace.compose.registry_client import Refused
-            from headrace.telemetry.logs import one_line
-
-            for line in error.lines if isinstance(error, Refused) else (error.message,):
-                click.echo(f"headrace: {one_line(line)}", err=True)
-            sys.exit(_REFUSED if isinstance(error, Refused | Damaged) else _USAGE_ERROR)
-
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else."),
-        click.option(
-            "--token", envvar="HEADRACE_TOKEN", help="Token of the caller; or HEADRACE_TOKEN."
-        ),
-        click.option(
-            "--url",
-            envvar="HEADRACE_URL",
-            default="http://127.0.0.1:8080",
-            help="Where the platform is; or HEADRACE_URL.  [default: http://127.0.0.1:8080]",
-        ),
-    ):
-        option(wrapped)
-    return wrapped  # type: ignore[return-value]
 
 
 def _metrics(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
@@ -129,10 +65,10 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
     callback=_metrics,
     help="Of its evaluation.",
 )
-@_command
+@remote_command
 def push(
     *,
-    session: _Session,
+    session: Session,
     file: Path,
     name: str,
     tags: tuple[str, ...],
@@ -172,8 +108,8 @@ def push(
 @click.option("--name", default="", help="Models with this in their name, in any case.")
 @click.option("--tag", default="", help="Models with this tag; with --status, versions.")
 @click.option("--status", type=click.Choice(_STATUSES), help="Versions in this status.")
-@_command
-def list_(*, session: _Session, name: str, tag: str, status: str | None) -> None:
+@remote_command
+def list_(*, session: Session, name: str, tag: str, status: str | None) -> None:
     """List models; with --status, versions of all models.
 
     \b
@@ -192,8 +128,8 @@ def list_(*, session: _Session, name: str, tag: str, status: str | None) -> None
 @models.command(short_help="Show a model, or one version of it.")
 @click.argument("name")
 @click.argument("version", required=False, default="", metavar="[VERSION|ALIAS]")
-@_command
-def show(*, session: _Session, name: str, version: str) -> None:
+@remote_command
+def show(*, session: Session, name: str, version: str) -> None:
     """Show a model with its aliases and versions; or all of one version.
 
     \b
@@ -214,9 +150,9 @@ def show(*, session: _Session, name: str, version: str) -> None:
 @_alias_option
 @click.option("--smoke", type=_file, metavar="FILE.json", help="Inputs to run it on.")
 @click.option("--force", is_flag=True, help="Though its signature is not that of the one before.")
-@_command
+@remote_command
 def promote(
-    *, session: _Session, name: str, version: str, alias: str, smoke: Path | None, force: bool
+    *, session: Session, name: str, version: str, alias: str, smoke: Path | None, force: bool
 ) -> None:
     """Point an alias at a version, and traffic with it, where every check passes.
 
@@ -240,8 +176,8 @@ def promote(
 @models.command(short_help="Point an alias at where it pointed before.")
 @click.argument("name")
 @_alias_option
-@_command
-def rollback(*, session: _Session, name: str, alias: str) -> None:
+@remote_command
+def rollback(*, session: Session, name: str, alias: str) -> None:
     """Point an alias, and traffic with it, at where it pointed before.
 
     \b
@@ -266,8 +202,8 @@ def rollback(*, session: _Session, name: str, alias: str) -> None:
     help="A file, or a folder for it.  [default: NAME-VERSION.onnx or .zip]",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
-@_command
-def pull(*, session: _Session, name: str, version: str, target: Path | None, force: bool) -> None:
+@remote_command
+def pull(*, session: Session, name: str, version: str, target: Path | None, force: bool) -> None:
     """Save the file of a version as it was pushed: whole and with its digest verified, or not.
 
     Without a version it is the champion's, or else that of the newest version that is ready.
@@ -286,8 +222,8 @@ def pull(*, session: _Session, name: str, version: str, target: Path | None, for
 @models.command(short_help="Mark a version as one that nobody should begin to use.")
 @click.argument("name")
 @click.argument("version", metavar="VERSION|ALIAS")
-@_command
-def deprecate(*, session: _Session, name: str, version: str) -> None:
+@remote_command
+def deprecate(*, session: Session, name: str, version: str) -> None:
     """Mark a version as deprecated: it is served on where it is asked for.
 
     \b
@@ -304,8 +240,8 @@ def deprecate(*, session: _Session, name: str, version: str) -> None:
 @click.argument("name")
 @click.argument("version", metavar="VERSION|ALIAS")
 @_force_option
-@_command
-def archive(*, session: _Session, name: str, version: str, force: bool) -> None:
+@remote_command
+def archive(*, session: Session, name: str, version: str, force: bool) -> None:
     """Take a version out of service for good. Its file and its record stay.
 
     \b
@@ -325,8 +261,8 @@ def archive(*, session: _Session, name: str, version: str, force: bool) -> None:
 @click.argument("version", required=False, default="")
 @_force_option
 @click.option("--yes", is_flag=True, help="Do not ask whether a whole model is meant.")
-@_command
-def delete(*, session: _Session, name: str, version: str, force: bool, yes: bool) -> None:
+@remote_command
+def delete(*, session: Session, name: str, version: str, force: bool, yes: bool) -> None:
     """Remove a version; without one the model, with all its versions and aliases.
 
     \b

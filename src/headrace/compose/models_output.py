@@ -1,4 +1,4 @@
-"""Where `headrace models` writes."""
+"""Where `headrace models` and `headrace keys` write."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ class Output:
         for line in lines:
             whole = "\n".join(one_line(part) for part in line.split("\n"))
             self._console.print(whole, soft_wrap=True)
+
+    def note(self, *lines: str) -> None:
+        """Lines for people that are no part of what was asked for: on stderr."""
+        if not self._as_json:
+            for line in lines:
+                sys.stderr.write(f"{one_line(line)}\n")
 
     def table(self, table: Table) -> None:
         """A table for people, if there is anything in it."""

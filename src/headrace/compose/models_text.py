@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from headrace.compose.registry_views import (
     Alias,
@@ -23,7 +20,7 @@ from headrace.compose.registry_views import (
     Tensor,
     Version,
 )
-from headrace.telemetry.logs import one_line
+from headrace.compose.text_table import add_row, moment, new_table
 
 _KIB: Final = 1024
 _MAX_ELEMENTS: Final = 256  # of an example request that is still good to read
@@ -31,26 +28,16 @@ _SHOWN_ELEMENTS: Final = 8
 _DIGEST_SHOWN: Final = 12
 _NO_JSON: Final = frozenset({"FP16", "BF16"})
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_STYLES: Final = {
-    "ready": "green",
-    "passed": "green",
-    "failed": "red",
-    "forced": "yellow",
-    "pending": "yellow",
-    "deprecated": "yellow",
-    "archived": "dim",
-    "skipped": "dim",
-}
 
 # Tables
 
 
 def models_table(models: Iterable[Model]) -> Table:
     """A line for each model."""
-    table = _table("name", "tags", "owner", "description", "changed")
+    table = new_table("name", "tags", "owner", "description", "changed")
     for model in models:
         tags = ", ".join(model.tags)
-        _row(table, model.name, tags, model.owner, model.description, moment(model.updated_at))
+        add_row(table, model.name, tags, model.owner, model.description, moment(model.updated_at))
     return table
 
 
@@ -58,13 +45,13 @@ def versions_table(
     versions: Sequence[Version], *, aliases: Sequence[Alias], statistics: Sequence[Statistics]
 ) -> Table:
     """A line for each version of a model; `statistics` are theirs, in the same order."""
-    table = _table("version", "status", "aliases", "size", "tags")
+    table = new_table("version", "status", "aliases", "size", "tags")
     for name in ("requests", "errors", "p50", "p99"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("changed", no_wrap=True)
     table.add_column("by", overflow="fold")
     for version, counted in zip(versions, statistics, strict=True):
-        _row(
+        add_row(
             table,
             version.version,
             version.status,
@@ -83,9 +70,9 @@ def versions_table(
 
 def found_versions_table(versions: Iterable[Version]) -> Table:
     """A line for each version, of whatever model."""
-    table = _table("model", "version", "status", "size", "tags", "changed", "by", "reason")
+    table = new_table("model", "version", "status", "size", "tags", "changed", "by", "reason")
     for version in versions:
-        _row(
+        add_row(
             table,
             version.model,
             version.version,
@@ -105,30 +92,19 @@ def _size(version: Version) -> str:
 
 def aliases_table(aliases: Iterable[Alias]) -> Table:
     """A line for each alias."""
-    table = _table("alias", "version", "before", "moved", "by")
+    table = new_table("alias", "version", "before", "moved", "by")
     for alias in aliases:
         moved = moment(alias.updated_at)
-        _row(table, alias.alias, alias.version, alias.previous or "-", moved, alias.updated_by)
+        add_row(table, alias.alias, alias.version, alias.previous or "-", moved, alias.updated_by)
     return table
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
     """A line for each check of a promotion."""
-    table = _table("check", "outcome", "")
+    table = new_table("check", "outcome", "")
     for check in checks:
-        _row(table, check.name.replace("_", " "), check.outcome, check.detail)
+        add_row(table, check.name.replace("_", " "), check.outcome, check.detail)
     return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(one_line(cell), style=_STYLES.get(cell, "")) for cell in cells))
 
 
 # Lines
@@ -273,11 +249,3 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.1f} s"
-
-
-def moment(text: str) -> str:
-    """A time of the API in this machine's time zone."""
-    try:
-        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return text

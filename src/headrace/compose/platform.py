@@ -18,15 +18,13 @@ from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
 from headrace.compose.checks import check_exposure
+from headrace.compose.gate import Gate
 from headrace.compose.model_control import FolderControl, WholeControl
 from headrace.compose.registry import RegistryHouse, opened
 from headrace.compose.shelf import CatalogueShelf, NoModels
 from headrace.domain.catalog import ApiKey, Key
 from headrace.domain.errors import InvalidSettings
 from headrace.domain.models import Platform as ModelPlatform
-from headrace.gateway.authentication import TokenAuthentication
-from headrace.gateway.gateway import Gateway
-from headrace.gateway.metrics import GatewayMetrics
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.on_demand import OnDemand
@@ -77,7 +75,6 @@ class Platform:
         self.metrics = Metrics(version=version)
         self._folder = ModelFolder(models) if models is not None else None
         self._house: RegistryHouse | None = None
-        self._authenticate = TokenAuthentication(settings.authentication, find_key=self._find_key)
         self._access_log = AccessLog(settings=settings.log, stream=log, clock=time.time)
         self._orchestrator_metrics = OrchestratorMetrics(self.metrics)
         self._loaders: Mapping[ModelPlatform, ExecutorLoader] = {
@@ -90,11 +87,8 @@ class Platform:
         self._all_models = [self.models]
         self._control: ModelControl = FolderControl(self.models)
         self._folder_router = Router([Orchestrator(self.models)])
-        self.gateway = Gateway(
-            self._folder_router,
-            settings=settings.gateway,
-            metrics=GatewayMetrics(self.metrics),
-            clock=time.monotonic,
+        self._gate = Gate(
+            settings, self._folder_router, find_key=self._find_key, metrics=self.metrics
         )
         self._connections = self.metrics.gauge(
             "headrace_http_connections", "Open HTTP connections."
@@ -133,6 +127,8 @@ class Platform:
                     opened(self.settings, metrics=self.metrics, version=self.version)
                 )
                 background += self._join_registry(self._house, tasks)
+            background += self._gate.start(tasks)
+            stack.push_async_callback(self._gate.close)
             application = self._application()
             server = self.settings.server
             self._http = await HttpServer.listen(
@@ -246,7 +242,7 @@ class Platform:
             chance=random.random,
         )
         self._router = router
-        self.gateway.service = router
+        self._gate.gateway.service = router
         self._control = WholeControl(
             FolderControl(self.models),
             router=router,
@@ -257,21 +253,28 @@ class Platform:
             clock=time.monotonic,
         )
         house.catalogue.on_change(self._forget_keys)
-        return [tasks.create_task(house.run()), tasks.create_task(on_demand.run())]
+        return [
+            tasks.create_task(house.run()),
+            tasks.create_task(on_demand.run()),
+            tasks.create_task(self._gate.tell_key_usage(house.keep_key_usage)),
+        ]
 
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
         if any(kind == ApiKey.kind for kind, _ in changed):
-            self._authenticate.forget()
+            self._gate.authenticate.forget()
 
     def _application(self) -> HttpApplication:
         timelines = RequestTimelines()
+        gate = self._gate
         infer = InferWire(
-            self.gateway,
+            gate.gateway,
             max_body_bytes=self.settings.http.max_body_bytes,
             clock=time.monotonic,
-            authenticate=self._authenticate,
+            addresses=gate.addresses,
+            authenticate=gate.authenticate,
             ids=self._ids,
             access_log=self._access_log,
+            api_requests=gate.api_requests,
             timelines=timelines,
         )
         control = ControlWire(
@@ -286,9 +289,13 @@ class Platform:
             infer,
             [*control.routes(), *operations.routes()],
             management=self._house,
-            authenticate=self._authenticate,
+            addresses=gate.addresses,
+            authenticate=gate.authenticate,
+            spend=gate.gateway.spend,
+            cors=gate.cors,
             ids=self._ids,
             access_log=self._access_log,
+            api_requests=gate.api_requests,
         )
 
     async def _listen_grpc(self) -> GrpcServer:
@@ -299,7 +306,8 @@ class Platform:
         from headrace.transport.oip_grpc.infer import InferRpc
         from headrace.transport.oip_grpc.server import GrpcServer
 
-        infer = InferRpc(self.gateway, ids=self._ids)
+        gate = self._gate
+        infer = InferRpc(gate.gateway, ids=self._ids)
         control = ControlRpcs(
             self._control,
             version=self.version,
@@ -309,9 +317,12 @@ class Platform:
         health = HealthRpc(ready=lambda: self.health()[0])
         edge = Edge(
             {**infer.rpcs(), **control.rpcs(), **health.rpcs()},
-            authenticate=self._authenticate,
+            addresses=gate.addresses,
+            authenticate=gate.authenticate,
+            spend=gate.gateway.spend,
             ids=self._ids,
             access_log=self._access_log,
+            api_requests=gate.api_requests,
             clock=time.monotonic,
         )
         return await GrpcServer.listen(
@@ -328,8 +339,10 @@ class Platform:
             extra={"ready": ready, "models": detail["models_ready"],
                    "start_s": round(time.monotonic() - self._started, 3)},
         )  # fmt: skip
-        if not self.settings.authentication.tokens:
+        if self._gate.authenticate.anonymous:
             _logger.warning("no token is asked for: every caller on this machine is 'anonymous'")
+        elif self.settings.mode == "development":
+            _logger.warning("development mode: a token that everybody knows may do everything")
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -338,7 +351,7 @@ class Platform:
             self._http.send_away()
         if server.drain_delay_s:
             await asyncio.sleep(server.drain_delay_s)
-        self.gateway.draining = True
+        self._gate.gateway.draining = True
         listening = [s for s in (self._http, self._grpc) if s is not None]
         if not all(await asyncio.gather(*(s.drain(server.drain_grace_s) for s in listening))):
             _logger.warning("requests were cut off after %s s", server.drain_grace_s)
@@ -353,7 +366,9 @@ class Platform:
 
     async def _tend_models(self) -> None:
         """Load what is there, and follow the folder where that is asked for."""
-        await asyncio.gather(self.models.load_all(), self._load_registered())
+        await asyncio.gather(
+            self.models.load_all(), self._load_registered(), self._gate.first_keys()
+        )
         # what was made until now stays: the collector need not look at it again
         gc.collect()
         gc.freeze()

@@ -7,17 +7,21 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from headrace.adapters.artifacts.store import Artifacts
 from headrace.adapters.inspection import ChildInspector
 from headrace.adapters.memory_cache import MemoryCache, MemoryCacheSettings
+from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import open_store
+from headrace.domain.catalog import Key
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.ports.cache import Cache
+from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import RegistryStore
 from headrace.registry.cached_reader import CachedReader
 from headrace.registry.catalogue import CatalogueFollower
@@ -26,10 +30,6 @@ from headrace.router.usage import UsageRecorder
 from headrace.settings import CacheSettings, Settings
 from headrace.telemetry.metrics import Metrics
 from headrace.transport.http.host import AsgiApp
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 _logger = logging.getLogger(__name__)
 _GARBAGE_EVERY_S: Final = 3600.0
@@ -63,6 +63,7 @@ class RegistryHouse:
         *,
         settings: Settings,
         store: RegistryStore,
+        idempotency: IdempotencyStore,
         cache: Cache,
         metrics: Metrics,
         version: str,
@@ -71,6 +72,7 @@ class RegistryHouse:
         self._settings = settings
         self._version = version
         self._store = store
+        self._idempotency = idempotency
         self._cache = cache
         self.artifacts = artifacts
         self.usage = UsageRecorder(now=utc_now)
@@ -89,6 +91,7 @@ class RegistryHouse:
                 default_max_batch_size=settings.orchestrator.default_max_batch_size,
             ),
             allowed=allowed_networks(settings),
+            idempotency=idempotency,
             invalidate=self._reader.invalidate,
             obey=self._obey,
             ping_cache=self._reader.ping,
@@ -102,13 +105,6 @@ class RegistryHouse:
             self._app = asyncio.ensure_future(asyncio.to_thread(self._make_app))
         return await asyncio.shield(self._app)
 
-    async def refuse(self, request: Request, error: Exception) -> Response:
-        """See Management.refuse."""
-        await self.app()
-        from headrace.transport.management.problems import typed_error
-
-        return await typed_error(request, error)
-
     async def run(self) -> None:
         """Follow the store, keep the cache right, write usage, collect garbage. Never returns."""
         async with asyncio.TaskGroup() as tasks:
@@ -117,6 +113,7 @@ class RegistryHouse:
             tasks.create_task(self._reader.run())
             tasks.create_task(_again(self._settings.registry.usage_flush_s, self.keep_usage))
             tasks.create_task(_again(_GARBAGE_EVERY_S, self.use_cases.garbage.collect))
+            tasks.create_task(_again(_GARBAGE_EVERY_S, self._idempotency.forget))
 
     async def _sweep(self) -> None:
         """Remove what uploads of a process that died have left behind."""
@@ -139,6 +136,10 @@ class RegistryHouse:
         except BaseException:
             self.usage.put_back(taken)
             raise
+
+    async def keep_key_usage(self, used: Mapping[Key, datetime]) -> None:
+        """Write when API keys (by key) were last used. Raises StoreUnavailable, StorageFull."""
+        await self._store.add_key_usage(used)
 
     async def close(self) -> None:
         """Keep the last counts, and let go of connections."""
@@ -177,6 +178,7 @@ async def opened(
     house = RegistryHouse(
         settings=settings,
         store=store,
+        idempotency=SqlIdempotencyStore(store.database),
         cache=_cache(settings.cache),
         metrics=metrics,
         version=version,

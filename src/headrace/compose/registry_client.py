@@ -22,7 +22,9 @@ import msgspec
 from headrace.compose.registry_views import (
     Alias,
     Check,
+    Key,
     Model,
+    NewKey,
     Problem,
     Promotion,
     Statistics,
@@ -35,7 +37,7 @@ TIMEOUT_S: Final = 30.0
 LOOK_TIMEOUT_S: Final = 600.0
 CHUNK_BYTES: Final = 256 * 1024
 
-_API: Final = "/api/v1/models"
+_API: Final = "/api/v1"
 _MAX_ANSWER_BYTES: Final = 64 * 1024**2
 _PAGE: Final = 500
 _IDLE_S: Final = 5.0  # after which the platform or a proxy may have closed the connection
@@ -105,49 +107,49 @@ class RegistryClient:
 
     def model(self, name: str) -> Read[Model]:
         """One model. Raises Refused."""
-        return self._read(Model, "GET", _path(name))
+        return self._read(Model, "GET", _model_path(name))
 
     def models(self, **filters: str) -> Iterator[Read[Model]]:
         """All models that the filters let through."""
-        return self._list(Model, "", filters)
+        return self._list(Model, _model_path(), filters)
 
     def create_model(self, content: Mapping[str, Any]) -> Read[Model]:
         """Register a model."""
-        return self._read(Model, "POST", "", content)
+        return self._read(Model, "POST", _model_path(), content)
 
     def delete_model(self, name: str, *, etag: str, force: bool) -> None:
         """Remove a model, its versions and its aliases."""
-        self._send("DELETE", _path(name) + _forced(force=force), headers={"If-Match": etag})
+        self._send("DELETE", _model_path(name) + _forced(force=force), headers={"If-Match": etag})
 
     # Versions
 
     def version(self, model: str, number: str) -> Read[Version]:
         """One version."""
-        return self._read(Version, "GET", _path(model, "versions", number))
+        return self._read(Version, "GET", _model_path(model, "versions", number))
 
     def versions(self, model: str, **filters: str) -> Iterator[Read[Version]]:
         """All versions of a model that the filters let through, the newest first."""
-        return self._list(Version, _path(model, "versions"), {**filters, "order": "desc"})
+        return self._list(Version, _model_path(model, "versions"), {**filters, "order": "desc"})
 
     def create_version(self, model: str, content: Mapping[str, Any]) -> Read[Version]:
         """Publish a version; it is pending."""
-        return self._read(Version, "POST", _path(model, "versions"), content)
+        return self._read(Version, "POST", _model_path(model, "versions"), content)
 
     def update_version(
         self, model: str, number: str, patch: Mapping[str, Any], *, etag: str, force: bool = False
     ) -> Read[Version]:
         """Apply a merge patch to what is said about a version, and its status."""
-        path = _path(model, "versions", number) + _forced(force=force)
+        path = _model_path(model, "versions", number) + _forced(force=force)
         return self._read(Version, "PATCH", path, patch, etag=etag)
 
     def delete_version(self, model: str, number: str, *, etag: str, force: bool) -> None:
         """Remove a version."""
-        path = _path(model, "versions", number) + _forced(force=force)
+        path = _model_path(model, "versions", number) + _forced(force=force)
         self._send("DELETE", path, headers={"If-Match": etag})
 
     def statistics(self, model: str, number: str) -> Read[Statistics]:
         """What a version was asked."""
-        return self._read(Statistics, "GET", _path(model, "versions", number, "statistics"))
+        return self._read(Statistics, "GET", _model_path(model, "versions", number, "statistics"))
 
     def upload(
         self,
@@ -170,14 +172,14 @@ class RegistryClient:
             "Content-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
             "If-Match": etag,
         }
-        path = _path(model, "versions", number, "artifact")
+        path = _model_path(model, "versions", number, "artifact")
         answer = self._send("PUT", path, chunks, headers=headers, timeout_s=LOOK_TIMEOUT_S)
         return self._decoded(Version, answer)
 
     @contextmanager
     def download(self, model: str, number: str) -> Iterator[Download]:
         """The artifact of a version, for as long as the block lasts."""
-        answer = self._ask("GET", _path(model, "versions", number, "artifact"), None, {})
+        answer = self._ask("GET", _model_path(model, "versions", number, "artifact"), None, {})
         try:
             self._require_ok("GET", answer)
             length = answer.headers.get("Content-Length", "")
@@ -192,7 +194,7 @@ class RegistryClient:
     def alias(self, model: str, alias: str) -> Read[Alias] | None:
         """One alias; None where there is none."""
         try:
-            return self._read(Alias, "GET", _path(model, "aliases", alias))
+            return self._read(Alias, "GET", _model_path(model, "aliases", alias))
         except Refused as refused:
             if refused.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -200,16 +202,32 @@ class RegistryClient:
 
     def aliases(self, model: str) -> Iterator[Read[Alias]]:
         """All aliases of a model."""
-        return self._list(Alias, _path(model, "aliases"), {})
+        return self._list(Alias, _model_path(model, "aliases"), {})
 
     def promote(self, model: str, content: Mapping[str, Any], *, etag: str = "") -> Read[Promotion]:
         """Point an alias at a version that passes every check; Refused has them otherwise."""
-        path = _path(model, "promote")
+        path = _model_path(model, "promote")
         return self._read(Promotion, "POST", path, content, etag=etag, timeout_s=LOOK_TIMEOUT_S)
 
     def rollback(self, model: str, alias: str, *, etag: str) -> Read[Alias]:
         """Point an alias at where it pointed before."""
-        return self._read(Alias, "POST", _path(model, "aliases", alias, "rollback"), etag=etag)
+        return self._read(
+            Alias, "POST", _model_path(model, "aliases", alias, "rollback"), etag=etag
+        )
+
+    # Keys
+
+    def keys(self, **filters: str) -> Iterator[Read[Key]]:
+        """All keys that the filters let through, revoked and expired ones too."""
+        return self._list(Key, "/keys", filters)
+
+    def create_key(self, content: Mapping[str, Any]) -> Read[NewKey]:
+        """Make a key; its secret is answered this once."""
+        return self._read(NewKey, "POST", "/keys", content)
+
+    def revoke_key(self, id_: str) -> Read[Key]:
+        """Refuse a key from now on; once more changes nothing."""
+        return self._read(Key, "POST", _path("keys", id_, "revoke"))
 
     # HTTP
 
@@ -392,6 +410,10 @@ def _parsed(url: str) -> tuple[bool, str, int | None, str]:
 
 def _path(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def _model_path(*parts: str) -> str:
+    return _path("models", *parts)
 
 
 def _forced(*, force: bool) -> str:

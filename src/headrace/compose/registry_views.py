@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+
+_Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -103,6 +106,25 @@ class Promotion(msgspec.Struct, frozen=True):
     alias: Alias
     checks: tuple[Check, ...]
     outputs: tuple[dict[str, Any], ...] = ()  # of the smoke inputs, by output name
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A caller's credential, without its secret."""
+
+    id: str
+    name: str
+    created_at: _Moment
+    scopes: tuple[str, ...] = ()
+    expires_at: _Moment | None = None
+    revoked_at: _Moment | None = None
+    #: Unset where the platform does not tell.
+    last_used_at: _Moment | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key that was just made."""
+
+    secret: str
 
 
 class FieldProblem(msgspec.Struct, frozen=True):

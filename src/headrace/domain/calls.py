@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from headrace.domain.scopes import EVERYTHING, NOTHING, Grants
+
+#: How a caller showed who it is: a static token, a key of the registry, a JWT, the demo token.
+PrincipalClass: TypeAlias = Literal["anonymous", "token", "key", "jwt", "demo"]
+
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who calls. `tenant` owns what the caller creates."""
+    """Who calls, and what it may do. `tenant` owns what the caller creates."""
 
     name: str
     tenant: str = "default"
+    grants: Grants = NOTHING
+    kind: PrincipalClass = "token"
 
 
-ANONYMOUS: Final = Principal("anonymous")
+#: Whoever shows nothing, before it is known whether that is enough: it may do nothing.
+UNKNOWN: Final = Principal("anonymous", kind="anonymous")
+#: Whoever shows nothing where nothing is asked for.
+ANONYMOUS: Final = Principal("anonymous", grants=EVERYTHING, kind="anonymous")
 
 
 class TraceContext(msgspec.Struct, frozen=True):
@@ -43,3 +53,5 @@ class Call(msgspec.Struct, frozen=True):
     priority: int = 0  # 1 is the most urgent, 0 leaves it to the model's default
     trace: TraceContext | None = None
     wished: bool = False  # whether the deadline is the caller's wish, or only a default
+    address: str = ""  # where the call comes from, as far as that is known
+    batch: bool = False  # whether it gives way to whoever waits for an answer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+
+from headrace.domain.standing import Standing
 
 
 class HeadraceError(Exception):
@@ -17,6 +19,9 @@ class HeadraceError(Exception):
 
     #: What a wire may show beside the message: which field, which check, what is in the way.
     details: Mapping[str, Any] = {}
+
+    #: How the caller stands with its limits, where the request was counted.
+    standings: Sequence[Standing] = ()
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -34,6 +39,84 @@ class Unauthenticated(HeadraceError):
     """No credential, or none that is known. The message never says which part was wrong."""
 
     code = "unauthenticated"
+
+
+class KeysUnavailable(HeadraceError):
+    """No key of the issuer is known yet, so that no token of it can be verified."""
+
+    code = "keys_unavailable"
+    retryable = True
+
+
+class Forbidden(HeadraceError):
+    """The caller is known, and may not do this; the message names the scope that it lacks."""
+
+    code = "forbidden"
+
+
+class RateLimited(HeadraceError):
+    """The caller has asked more often than it may; `retry_after_s` says when to come back."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class TenantBusy(HeadraceError):
+    """The caller's tenant has as many requests under way as it may."""
+
+    code = "tenant_busy"
+    retryable = True
+
+
+class Overloaded(HeadraceError):
+    """The platform has as many requests under way as it takes; what is less urgent goes first."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class IdempotencyInFlight(HeadraceError):
+    """The request that first came with this idempotency key is not answered yet."""
+
+    code = "idempotency_in_flight"
+    retryable = True
+
+
+class IdempotencyMismatch(HeadraceError):
+    """The idempotency key came before, with another request."""
+
+    code = "idempotency_mismatch"
+
+
+class MalformedHttp(InvalidRequest):
+    """What came is not HTTP, or not in a way that has one meaning."""
+
+    code = "malformed_http"
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request line and the headers are over the configured limit."""
+
+    code = "head_too_large"
+
+
+class RequestTimeout(HeadraceError):
+    """The client took longer to send its request than it may."""
+
+    code = "request_timeout"
+
+
+class TooManyConnections(HeadraceError):
+    """There are as many connections as are served at once."""
+
+    code = "too_many_connections"
+    retryable = True
+
+
+class MethodNotAllowed(HeadraceError):
+    """The path is served, and not with this method."""
+
+    code = "method_not_allowed"
 
 
 class PayloadTooLarge(InvalidRequest):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
+from headrace.domain.standing import Standing
 from headrace.domain.tensors import NO_PARAMETERS, InferContent, Parameters, Tensor
 
 
@@ -61,3 +63,5 @@ class InferResponse(msgspec.Struct, gc=False):
     outputs: list[Tensor]
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
+    run_s: float = 0.0  # how long the model ran for it, with whatever else was in its batch
+    standings: Sequence[Standing] = ()  # how the caller stands with its limits

@@ -1,22 +1,29 @@
-"""The gateway: fixes a request's deadline, lets it in, and counts what became of it."""
+"""The gateway: may this caller ask this, how much, until when; and what became of it.
+
+Every wire goes through here, with the caller that authentication has found.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from headrace.domain.calls import Call
+from headrace.domain.calls import Call, Principal
 from headrace.domain.errors import (
     DeadlineExceeded,
+    Forbidden,
     HeadraceError,
     InvalidRequest,
     ShuttingDown,
     UnknownModel,
 )
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.standing import Standing
 from headrace.domain.tensors import Parameters
+from headrace.gateway.admission import Admission
+from headrace.gateway.limits import Limits
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
 from headrace.ports.inference import InferenceService
@@ -26,41 +33,65 @@ _MAX_US: Final = 2**63
 
 
 class Gateway:
-    """An InferenceService in front of the router's."""
+    """An InferenceService in front of the router's. Without `limits`, nothing is counted."""
 
     def __init__(
         self,
         service: InferenceService,
         *,
         settings: GatewaySettings,
+        admission: Admission,
+        limits: Limits | None = None,
         metrics: GatewayMetrics,
         clock: Callable[[], float],
     ) -> None:
         self.service = service
         self._settings = settings
+        self._admission = admission
+        self._limits = limits
         self._metrics = metrics
         self._clock = clock
         self.draining = False  # set once at shutdown: what is under way ends, nothing new begins
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        """Admit one request and pass it on.
+        """Pass one request on, if its caller may run the model, is within its limits, in time.
 
         Raises:
-            ShuttingDown, InvalidRequest, DeadlineExceeded, and whatever lies behind.
+            ShuttingDown, Forbidden, RateLimited, PayloadTooLarge, InvalidRequest,
+            DeadlineExceeded, TenantBusy, Overloaded, and whatever lies behind.
         """
         metrics = self._metrics
         metrics.in_flight.value += 1
         # until the router has seen the request its model's name is only what a client wrote
         model, version, outcome = "", "", "ok"
+        standings: Sequence[Standing] = ()
         try:
             if self.draining:
                 self._refuse()
+            grants = call.principal.grants
+            if not (grants.infers_all or grants.may_infer(request.model)):
+                self._forbid(request.model)
+            if self._limits is not None:  # before anything that costs more than to refuse
+                standings = await self._spend(self._limits, request, call)
             narrowed = self._narrowed(request, call)
-            model, version = request.model, request.version
-            response = await self.service.infer(request, narrowed)
+            waiter = self._admission.enter(narrowed)
+            if waiter is not None:
+                try:
+                    await waiter.future
+                except BaseException:
+                    self._admission.give_up(waiter)
+                    raise
+            try:
+                model, version = request.model, request.version
+                response = await self.service.infer(request, narrowed)
+            finally:
+                self._admission.leave(narrowed)
             version = response.version
+            response.standings = standings
         except HeadraceError as error:
             outcome = error.code
+            if standings:
+                error.standings = standings
             if isinstance(error, UnknownModel):
                 model = version = ""
             raise
@@ -75,6 +106,26 @@ class Gateway:
         finally:
             metrics.in_flight.value -= 1
             metrics.record(model, version, outcome, self._clock() - call.received)
+
+    async def spend(self, principal: Principal, address: str) -> Sequence[Standing]:
+        """Count a request that asks for no inference. Raises RateLimited."""
+        if self._limits is None:
+            return ()
+        taken = self._limits.spend(principal, address, "", _one)
+        if isinstance(taken, asyncio.Future):
+            return self._limits.settle(principal, address, "", await taken)
+        return taken
+
+    async def _spend(self, limits: Limits, request: InferRequest, call: Call) -> Sequence[Standing]:
+        principal, address, model = call.principal, call.address, request.model
+        taken = limits.spend(principal, address, model, lambda: _rows(request))
+        if isinstance(taken, asyncio.Future):
+            return limits.settle(principal, address, model, await taken)
+        return taken
+
+    def _forbid(self, model: str) -> NoReturn:
+        needed = f"it needs the scope infer or infer:{model}"
+        raise Forbidden(f"this caller may not run the model '{model}': {needed}")
 
     def _refuse(self) -> NoReturn:
         msg = "this server is shutting down"
@@ -103,6 +154,8 @@ class Gateway:
             priority,
             call.trace,
             wish_s != math.inf,
+            call.address,
+            call.batch,
         )
 
 
@@ -114,3 +167,17 @@ def _whole(key: str, parameters: Parameters) -> int:
         msg = f"parameters.{key}: expected a whole number >= 0"
         raise InvalidRequest(msg)
     return value
+
+
+def _one() -> int:
+    return 1
+
+
+def _rows(request: InferRequest) -> int:
+    """The length of the first input's first axis; 1 where there is no batch to see."""
+    try:
+        inputs = request.content.inputs
+    except InvalidRequest:  # it is refused for that later on, and has cost one
+        return 1
+    shape = list(inputs[0].array.shape) if inputs else []
+    return shape[0] if len(shape) > 1 else 1

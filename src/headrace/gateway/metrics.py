@@ -1,4 +1,4 @@
-"""Requests, errors and durations as a client sees them, by model, version and outcome."""
+"""What the gateway counts: requests as a client sees them, and whom it refused."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ class GatewayMetrics:
             "headrace_requests_in_flight", "Inference requests under way."
         ).labels()
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._limited = metrics.counter(
+            "headrace_rate_limited_total", "Requests over a rate limit, by the limit.", ("policy",)
+        )
+        self.degraded = metrics.gauge(
+            "headrace_ratelimit_degraded",
+            "1 while the shared limiter is gone and this process grants its share of the quotas.",
+        ).labels()
+        self._refusals = metrics.counter(
+            "headrace_admission_refusals_total",
+            "Inference requests that were not let in, by the error's code.",
+            ("code",),
+        )
+        self.waiting = metrics.gauge(
+            "headrace_admission_waiting", "Inference requests that wait to be let in."
+        ).labels()
 
     def record(self, model: str, version: str, outcome: str, seconds: float) -> None:
         """Count one request. Unknown models must come as "", so that clients make no series."""
@@ -41,3 +56,11 @@ class GatewayMetrics:
             self._children[key] = pair
         pair[0].value += 1
         pair[1].observe(seconds)
+
+    def count_limited(self, policy: str) -> None:
+        """Count a request that is over the limit `policy`."""
+        self._limited.labels(policy).value += 1
+
+    def count_refusal(self, code: str) -> None:
+        """Count a request that was not let in."""
+        self._refusals.labels(code).value += 1

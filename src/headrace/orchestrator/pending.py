@@ -29,3 +29,4 @@ class Pending(msgspec.Struct, eq=False):
     running: bool = False
     delayed: bool = False  # behind all others: its time in the queue was over
     timer: asyncio.TimerHandle | None = None
+    run_ns: int = 0  # how long its batch ran

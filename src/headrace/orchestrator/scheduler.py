@@ -237,6 +237,7 @@ class Scheduler:
                 succeeded += 1
                 waited += wait
                 rows += request.rows
+                request.run_ns = execution.infer_ns
                 future.set_result(outcome)
         if sound:
             self.times.observe(run.rows, execution.cpu_ns / 1e9)

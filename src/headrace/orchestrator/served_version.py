@@ -88,7 +88,13 @@ class ServedVersion:
             call.received + queue.timeout_s(level, asked_timeout_us(content)),
         )
         arrays = await self.scheduler.submit(pending)
-        return InferResponse(self.model, self.version, self._answer(content, arrays), content.id)
+        return InferResponse(
+            self.model,
+            self.version,
+            self._answer(content, arrays),
+            content.id,
+            run_s=pending.run_ns / 1e9,
+        )
 
     def _answer(self, content: InferContent, arrays: Sequence[Array]) -> list[Tensor]:
         tensors = list(map(Tensor, self._names, self._datatypes, arrays))

@@ -6,7 +6,7 @@ changes before it ends. Each has the next revision, which is the order in which 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -150,6 +150,17 @@ class RegistryStore(Reader, Protocol):
 
     async def usage(self, tenant: str, model: str) -> dict[str, Usage]:
         """What the versions of a model were asked, by version."""
+        ...
+
+    async def add_key_usage(self, used: Mapping[Key, datetime]) -> None:
+        """When API keys (by key) were used; of each the latest stays. A use is no change.
+
+        Of keys that are unknown nothing is kept.
+        """
+        ...
+
+    async def key_usage(self, tenant: str, ids: Sequence[str]) -> dict[str, datetime]:
+        """When API keys were last used, by id; those that never were are left out."""
         ...
 
     def watch(self) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -14,6 +14,7 @@ from headrace.domain.calls import Call
 from headrace.domain.catalog import ApiKey
 from headrace.domain.errors import NotFound
 from headrace.domain.names import require_name
+from headrace.domain.scopes import RULE, is_scope
 from headrace.ports.registry_store import Page, Query, Reader, RegistryStore
 from headrace.registry.changes import Ledger
 from headrace.registry.content import conform, each_once
@@ -24,8 +25,7 @@ from headrace.registry.revisions import Match, agree
 PREFIX: Final = "hr_"
 _RANDOM_BYTES: Final = 32  # 43 characters of base64url
 
-_Scope: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9*][a-z0-9:._*-]{0,63}\Z")]
-_Scopes: TypeAlias = Annotated[tuple[_Scope, ...], msgspec.Meta(max_length=64)]
+_Scopes: TypeAlias = Annotated[tuple[str, ...], msgspec.Meta(max_length=64)]
 _Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
@@ -37,7 +37,7 @@ class KeyContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Keys:
-    """Create, read, revoke and list keys."""
+    """Create, read, revoke and list keys, and tell when they were used."""
 
     def __init__(
         self, *, store: RegistryStore, reader: Reader, ledger: Ledger, new_id: NewId
@@ -51,6 +51,7 @@ class Keys:
         """A new key and its secret, which is not kept anywhere. Raises InvalidRequest."""
         require_name("key", name)
         wanted = conform(KeyContent, content)
+        scopes = _scopes(wanted.scopes)
         expires_at = _utc(wanted.expires_at)
         secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         async with self._ledger.changes(call) as changes:
@@ -61,7 +62,7 @@ class Keys:
                 id=self._new_id("key", changes.at),
                 name=name,
                 digest=hashlib.sha256(secret.encode()).hexdigest(),
-                scopes=each_once(wanted.scopes),
+                scopes=scopes,
                 expires_at=expires_at,
                 created_at=changes.at,
                 updated_at=changes.at,
@@ -76,6 +77,10 @@ class Keys:
         """A page of the tenant's keys, revoked ones too."""
         query = msgspec.structs.replace(query, tenant=call.principal.tenant)
         return await self._store.find(ApiKey, query)
+
+    async def last_used(self, call: Call, keys: Sequence[ApiKey]) -> Mapping[str, datetime]:
+        """When some of the tenant's keys were last used, by id; never, where one is left out."""
+        return await self._store.key_usage(call.principal.tenant, [key.id for key in keys])
 
     async def revoke(self, call: Call, id_: str, *, if_match: Match = None) -> ApiKey:
         """Refuse the key from now on, for ever; once more changes nothing.
@@ -97,6 +102,14 @@ def _found(key: ApiKey | None, id_: str) -> ApiKey:
     if key is None:
         raise NotFound(f"there is no key with the id '{id_[:64]}'")
     return key
+
+
+def _scopes(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Scopes as they are kept. One that would grant nothing is refused, not kept for nothing."""
+    for index, scope in enumerate(given):
+        if not is_scope(scope):
+            raise InvalidField(f"/scopes/{index}", f"expected {RULE}")
+    return each_once(given)
 
 
 def _utc(at: datetime | None) -> datetime | None:

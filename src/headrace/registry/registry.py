@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from headrace.ports.artifacts import ArtifactStore, Inspector
+from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import Now, Reader, RegistryStore
 from headrace.registry.aliases import Aliases
 from headrace.registry.audit import Audit
@@ -46,6 +47,7 @@ class Registry:
         artifacts: ArtifactStore,
         inspector: Inspector,
         allowed: Sequence[Network],
+        idempotency: IdempotencyStore,
         invalidate: Invalidate = nobody,
         obey: Obey = at_leisure,
         ping_cache: Ping | None = None,
@@ -80,6 +82,7 @@ class Registry:
         self.routes = Routes(store=store, reader=reader, ledger=ledger)
         self.keys = Keys(store=store, reader=reader, ledger=ledger, new_id=new_id)
         self.audit = Audit(store=store)
+        self.idempotency = idempotency
         self.statistics = Statistics(store=store, versions=self.versions, live=live)
         self.garbage = Garbage(
             store=store,

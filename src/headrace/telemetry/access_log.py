@@ -48,7 +48,8 @@ class Access(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     model: str = ""
     version: str = ""
     principal: str = ""
-    client: str = ""  # the peer's address
+    caller: str = ""  # the class of the principal
+    client: str = ""  # its address
     trace_id: str = ""
 
 

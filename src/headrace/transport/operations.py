@@ -7,9 +7,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from headrace.telemetry.metrics import Metrics
+from headrace.transport.access import PUBLIC, Endpoint, GuardedRoute
 
 
 class OperationsWire:
@@ -21,13 +21,16 @@ class OperationsWire:
         self._metrics = metrics
         self._health = health
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """All routes."""
+        endpoints: dict[str, Endpoint] = {
+            "/livez": self._live,
+            "/readyz": self._ready,
+            "/healthz": self._detail,
+            "/metrics": self._scrape,
+        }
         return [
-            Route("/livez", self._live),
-            Route("/readyz", self._ready),
-            Route("/healthz", self._detail),
-            Route("/metrics", self._scrape),
+            GuardedRoute(path, {"GET": (PUBLIC, endpoint)}) for path, endpoint in endpoints.items()
         ]
 
     async def _live(self, _: Request) -> Response:

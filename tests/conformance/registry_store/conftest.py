@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from headrace.adapters.sql.opening import migrate, open_store
+from headrace.adapters.sql.registry_store import SqlRegistryStore
 from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
 from headrace.ports.registry_store import RegistryStore
 from tests.conformance.registry_store.samples import START
 from tests.support.postgres import Postgres, running
+from tests.support.registry_store import MemoryRegistryStore
 
-OpenStore = Callable[[], Awaitable[RegistryStore]]
+OpenStore = Callable[[], Awaitable[SqlRegistryStore]]
 
 
 @pytest.fixture(scope="session")
@@ -37,19 +39,21 @@ def migrated(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> st
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest) -> StoreSettings:
     """A database that nothing is in yet."""
-    if request.param == "sqlite":
-        return SqliteSettings()
-    server: Postgres = request.getfixturevalue("postgres")
-    name = server.create_database(request.getfixturevalue("migrated"))
-    return PostgresSettings(dsn=server.dsn(name))
+    return _fresh(request.param, request)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def settings_or_none(request: pytest.FixtureRequest) -> StoreSettings | None:
+    """The same; None is for the fake, which needs none."""
+    return None if request.param == "memory" else _fresh(request.param, request)
 
 
 @pytest.fixture
 async def another(settings: StoreSettings, tmp_path: Path) -> AsyncIterator[OpenStore]:
     """Opens one more store on the test's database."""
-    opened: list[RegistryStore] = []
+    opened: list[SqlRegistryStore] = []
 
-    async def open_one() -> RegistryStore:
+    async def open_one() -> SqlRegistryStore:
         store = await open_store(settings, data_dir=tmp_path, now=lambda: START)
         opened.append(store)
         return store
@@ -62,3 +66,24 @@ async def another(settings: StoreSettings, tmp_path: Path) -> AsyncIterator[Open
 @pytest.fixture
 async def store(another: OpenStore) -> RegistryStore:
     return await another()
+
+
+@pytest.fixture
+async def either(
+    settings_or_none: StoreSettings | None, tmp_path: Path
+) -> AsyncIterator[RegistryStore]:
+    """The stores, and the fake that tests of their users have."""
+    if settings_or_none is None:
+        yield MemoryRegistryStore()
+        return
+    store = await open_store(settings_or_none, data_dir=tmp_path, now=lambda: START)
+    yield store
+    await store.close()
+
+
+def _fresh(kind: str, request: pytest.FixtureRequest) -> StoreSettings:
+    if kind == "sqlite":
+        return SqliteSettings()
+    server: Postgres = request.getfixturevalue("postgres")
+    name = server.create_database(request.getfixturevalue("migrated"))
+    return PostgresSettings(dsn=server.dsn(name))

@@ -12,14 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import migrate, open_store
 from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
 from headrace.domain.calls import Principal
+from headrace.domain.scopes import EVERYTHING
+from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import RegistryStore
 from headrace.registry.networks import Address
 from headrace.registry.registry import Registry
 from headrace.transport.management.application import management_app
 from tests.support import postgres as postgres_support
+from tests.support.idempotency import MemoryIdempotencyStore
 from tests.unit.registry.fakes import FakeArtifacts, FakeInspector
 
 ALLOWED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
@@ -41,11 +45,28 @@ def _quiet_asyncio(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "asyncio")
 
 
+def edge(app: Any, name: str = "ann", tenant: str = "default") -> Any:
+    """`app` as the edge asks it, for a caller who may do everything."""
+
+    async def ask(scope: Any, receive: Any, send: Any) -> None:
+        scope["headrace.principal"] = Principal(name, tenant, EVERYTHING)
+        scope["headrace.request_id"] = "req-1"
+        await app(scope, receive, send)
+
+    return ask
+
+
 class Platform:
     """A registry, the API over it, and clients of it."""
 
-    def __init__(self, store: RegistryStore, artifacts: FakeArtifacts | None = None) -> None:
+    def __init__(
+        self,
+        store: RegistryStore,
+        artifacts: FakeArtifacts | None = None,
+        idempotency: IdempotencyStore | None = None,
+    ) -> None:
         self.store = store
+        self.idempotency = idempotency or MemoryIdempotencyStore()
         self.artifacts = artifacts or FakeArtifacts()
         self.inspector = FakeInspector(self.artifacts)
         self.told: list[Any] = []
@@ -57,6 +78,7 @@ class Platform:
             allowed=ALLOWED,
             resolve=resolve,
             invalidate=self._invalidate,
+            idempotency=self.idempotency,
         )
         self.app: Any = management_app(self.registry, version="1.2.3")
 
@@ -67,12 +89,7 @@ class Platform:
     async def client(
         self, name: str = "ann", tenant: str = "default"
     ) -> AsyncIterator[httpx.AsyncClient]:
-        async def edge(scope: Any, receive: Any, send: Any) -> None:
-            scope["headrace.principal"] = Principal(name, tenant)
-            scope["headrace.request_id"] = "req-1"
-            await self.app(scope, receive, send)
-
-        transport = httpx.ASGITransport(app=edge)
+        transport = httpx.ASGITransport(app=edge(self.app, name, tenant))
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
             yield client
 
@@ -102,7 +119,7 @@ def store_settings(request: pytest.FixtureRequest) -> StoreSettings:
 @pytest.fixture
 async def platform(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[Platform]:
     store = await open_store(store_settings, data_dir=tmp_path, now=now)
-    yield Platform(store)
+    yield Platform(store, idempotency=SqlIdempotencyStore(store.database))
     await store.close()
 
 

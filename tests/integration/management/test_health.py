@@ -8,7 +8,8 @@ import httpx
 from headrace.domain.errors import CacheUnavailable
 from headrace.registry.registry import Registry
 from headrace.transport.management.application import management_app
-from tests.integration.management.conftest import Platform
+from tests.integration.management.conftest import Platform, edge
+from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.registry_store import MemoryRegistryStore
 from tests.unit.registry.fakes import FakeArtifacts, FakeInspector
 
@@ -23,9 +24,10 @@ def client(store: MemoryRegistryStore, ping: Any) -> httpx.AsyncClient:
         artifacts=artifacts,
         inspector=FakeInspector(artifacts),
         allowed=(),
+        idempotency=MemoryIdempotencyStore(),
         ping_cache=ping,
     )
-    app: Any = management_app(registry, version="1.2.3")
+    app = edge(management_app(registry, version="1.2.3"))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.management.conftest import Platform
+from tests.integration.management.conftest import Platform, edge
 from tests.support.registry_store import MemoryRegistryStore
 
 MODELS = "/api/v1/models"
@@ -227,7 +227,7 @@ async def test_a_defect_of_ours_tells_nothing(
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(platform.registry.models, "get", broken)
-    transport = httpx.ASGITransport(app=platform.app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=edge(platform.app), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as api:
         answer = await api.get(f"{MODELS}/a")
     assert answer.status_code == 500

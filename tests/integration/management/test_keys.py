@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import UTC, datetime
 
 import httpx
 
 from headrace.domain.catalog import ApiKey
+from headrace.domain.scopes import RULE
 from tests.integration.management.conftest import Platform
 
 KEYS = "/api/v1/keys"
@@ -70,6 +72,7 @@ async def test_a_key_that_cannot_be_is_refused(api: httpx.AsyncClient) -> None:
         ("expires_at", "32503680000"),
         ("expires_at", 32503680000),
         ("scopes", ["A"]),
+        ("scopes", ["infer", "inference"]),
         ("digest", "0" * 64),
         ("secret", "hr_mine"),
         ("revoked_at", None),
@@ -77,3 +80,34 @@ async def test_a_key_that_cannot_be_is_refused(api: httpx.AsyncClient) -> None:
         answer = await api.post(KEYS, json={"name": "ci", field: value})
         assert answer.status_code == 400, (field, value)
         assert answer.json()["errors"][0]["pointer"].startswith(f"#/{field}")
+
+
+async def test_a_scope_that_grants_nothing_is_refused_with_the_rule(api: httpx.AsyncClient) -> None:
+    answer = await api.post(KEYS, json={"name": "ci", "scopes": ["infer:fraud-*", "models:*"]})
+    assert answer.status_code == 400
+    expected = [{"pointer": "#/scopes/1", "detail": f"expected {RULE}"}]
+    assert answer.json()["errors"] == expected
+
+
+async def test_the_last_use_of_a_key_is_shown_and_changes_nothing(platform: Platform) -> None:
+    async with platform.client() as api:
+        made = await api.post(KEYS, json={"name": "used"})
+        unused = (await api.post(KEYS, json={"name": "unused"})).json()
+        assert made.json()["last_used_at"] is None
+        url = f"{KEYS}/{made.json()['id']}"
+        before = await api.get(url)
+        assert before.json()["last_used_at"] is None
+        revision = await platform.store.revision()
+        at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+        await platform.store.add_key_usage({("default", made.json()["id"]): at})
+        read = await api.get(url)
+        assert read.json() == {**before.json(), "last_used_at": "2026-01-02T03:04:05Z"}
+        assert read.headers["ETag"] == before.headers["ETag"]
+        assert await platform.store.revision() == revision
+        listed = {each["name"]: each for each in (await api.get(KEYS)).json()["items"]}
+        assert listed["used"] == read.json()
+        assert listed["unused"]["last_used_at"] is None
+        assert listed["unused"]["id"] == unused["id"]
+        revoked = await api.post(f"{url}/revoke", headers={"If-Match": read.headers["ETag"]})
+        assert revoked.status_code == 200
+        assert revoked.json()["last_used_at"] == "2026-01-02T03:04:05Z"

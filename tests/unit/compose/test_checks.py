@@ -5,13 +5,14 @@ import pytest
 from headrace.compose.checks import check_exposure, is_loopback
 from headrace.domain.errors import InvalidSettings
 from headrace.gateway.authentication import AuthenticationSettings
+from headrace.gateway.static_tokens import StaticToken
 from headrace.settings import ServerSettings, Settings
 
 LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1", "localhost"]
 OPEN = ["0.0.0.0", "::", "", "192.168.1.7", "10.0.0.1", "2001:db8::1", "fe80::1", "myhost", "*"]  # noqa: S104
 
 
-def _settings(host: str, **tokens: str) -> Settings:
+def _settings(host: str, **tokens: str | StaticToken) -> Settings:
     return Settings(
         server=ServerSettings(host=host), authentication=AuthenticationSettings(tokens=tokens)
     )

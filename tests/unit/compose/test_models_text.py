@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.compose import models_text as text
+from headrace.compose import text_table
 from headrace.compose.registry_views import (
     Check,
     Latency,
@@ -129,4 +130,4 @@ def test_times_are_told_in_milliseconds_or_seconds(value: float | None, told: st
 
 
 def test_a_moment_that_is_none_is_shown_as_it_came() -> None:
-    assert text.moment("soon") == "soon"
+    assert text_table.moment("soon") == "soon"

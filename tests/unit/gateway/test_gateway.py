@@ -2,28 +2,39 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.domain.calls import Call, Principal, TraceContext
 from headrace.domain.errors import (
     DeadlineExceeded,
+    Forbidden,
     HeadraceError,
     InvalidRequest,
     ModelNotReady,
+    Overloaded,
+    PayloadTooLarge,
     QueueFull,
+    RateLimited,
     ShuttingDown,
     UnknownModel,
 )
 from headrace.domain.inference import InferRequest, InferResponse
-from headrace.domain.tensors import InferContent, Parameters
+from headrace.domain.scopes import EVERYTHING, grants
+from headrace.domain.standing import Standing
+from headrace.domain.tensors import InferContent, Parameters, Tensor
+from headrace.gateway.admission import Admission, AdmissionSettings
 from headrace.gateway.gateway import Gateway
+from headrace.gateway.limits import LimitPolicy, Limits, LimitSettings
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
+from headrace.ports.limiter import Charge, Spent, Taken
 from headrace.telemetry.metrics import Metrics
+from tests.support.waiting import until
 
 Answer: TypeAlias = Callable[[InferRequest, Call], Awaitable[InferResponse]]
 
@@ -58,14 +69,25 @@ class Behind:
 class House:
     """A gateway, what is behind it, and a clock that stands still."""
 
-    def __init__(self, answer: Answer = _version_7) -> None:
+    def __init__(
+        self,
+        answer: Answer = _version_7,
+        *,
+        admission: AdmissionSettings | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.behind = Behind(answer)
         self.now = RECEIVED
         self.metrics = Metrics(version="test")
+        gates = GatewayMetrics(self.metrics)
         self.gateway = Gateway(
             self.behind,
             settings=GatewaySettings(default_timeout_s=DEFAULT_S, max_timeout_s=MAX_S),
-            metrics=GatewayMetrics(self.metrics),
+            admission=Admission(
+                admission or AdmissionSettings(), count_refusal=gates.count_refusal
+            ),
+            limits=limits,
+            metrics=gates,
             clock=lambda: self.now,
         )
 
@@ -172,7 +194,7 @@ async def test_a_requests_own_priority_comes_before_the_calls() -> None:
 async def test_who_calls_and_under_which_trace_is_passed_on() -> None:
     house = House()
     trace = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-    call = Call("r-1", Principal("alice", "blue"), received=RECEIVED, trace=trace)
+    call = Call("r-1", Principal("alice", "blue", EVERYTHING), received=RECEIVED, trace=trace)
     await house.gateway.infer(InferRequest("m", decoded=InferContent([])), call)
     (passed,) = house.behind.calls
     assert (passed.request_id, passed.principal, passed.trace) == ("r-1", call.principal, trace)
@@ -300,3 +322,176 @@ async def test_a_fault_of_ours_is_counted_as_internal_and_raised() -> None:
         await house.infer()
     assert house.outcomes() == {("m", "", "internal"): 1}
     assert house.samples("headrace_requests_in_flight") == {(): 0}
+
+
+# Who may run what
+
+
+async def test_a_caller_runs_the_models_that_its_scopes_name_and_no_others() -> None:
+    house = House()
+    caller = Principal("alice", grants=grants(["infer:fraud-*", "models:read"]))
+    call = Call("id", caller, received=RECEIVED)
+    request = InferRequest("fraud-2", decoded=InferContent([]))
+    assert (await house.gateway.infer(request, call)).model == "fraud-2"
+    with pytest.raises(Forbidden, match="needs the scope infer or infer:other"):
+        await house.gateway.infer(InferRequest("other", decoded=InferContent([])), call)
+    assert [c.principal for c in house.behind.calls] == [caller]
+
+
+@pytest.mark.parametrize("scopes", [[], ["models:write"], ["batch"], ["infer:"], ["infer:M"]])
+async def test_without_the_scope_nothing_is_run_and_nothing_is_spent(scopes: list[str]) -> None:
+    limits = FakeLimiter()
+    house = House(limits=limits.of(_PER_PRINCIPAL))
+    call = Call("id", Principal("alice", grants=grants(scopes)), received=RECEIVED)
+    with pytest.raises(Forbidden):
+        await house.gateway.infer(InferRequest("m", decoded=InferContent([])), call)
+    assert limits.taken == []
+    assert house.behind.calls == []
+
+
+# How much
+
+_PER_PRINCIPAL = LimitPolicy(name="usual", quota=10, window_s=60)
+_ROWS = LimitPolicy(name="rows", quota=100, unit="rows", models="*")
+
+
+class FakeLimiter:
+    """Answers what it is told, at once or later, and keeps what was asked."""
+
+    degraded = False
+
+    def __init__(self, *answers: Spent, later: bool = False) -> None:
+        self.answers = answers or (Spent(allowed=True, remaining=9, reset_s=6.0),)
+        self.later = later
+        self.taken: list[tuple[str, int]] = []
+
+    def of(self, *policies: LimitPolicy) -> Limits:
+        refused: list[str] = []
+        return Limits(
+            LimitSettings(policies=list(policies)), limiter=self, count_refusal=refused.append
+        )
+
+    def take(self, charges: Sequence[Charge]) -> Taken | asyncio.Future[Taken]:
+        self.taken += [(charge.bucket, charge.units) for charge in charges]
+        if not self.later:
+            return self.answers
+        future: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        future.set_result(self.answers)
+        return future
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_an_answer_tells_how_its_caller_stands(later: bool) -> None:  # noqa: FBT001 - a case
+    house = House(limits=FakeLimiter(later=later).of(_PER_PRINCIPAL))
+    response = await house.infer()
+    assert list(response.standings) == [Standing("usual", 10, 60, 9, 6.0, 10)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_is_over_the_limit_goes_no_further(later: bool) -> None:  # noqa: FBT001 - a case
+    house = House(
+        limits=FakeLimiter(
+            Spent(allowed=False, remaining=0, reset_s=60.0, retry_after_s=6.0), later=later
+        ).of(_PER_PRINCIPAL)
+    )
+    error = await house.refusal()
+    assert isinstance(error, RateLimited)
+    assert error.retry_after_s == 6.0
+    assert [standing.remaining for standing in error.standings] == [0]
+    assert house.behind.calls == []
+    assert house.outcomes() == {("", "", "rate_limited"): 1}
+
+
+async def test_a_failure_behind_tells_of_the_limits_too() -> None:
+    house = House(_failing(QueueFull("full")), limits=FakeLimiter().of(_PER_PRINCIPAL))
+    assert [standing.policy for standing in (await house.refusal()).standings] == ["usual"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "units"), [((7, 3), 7), ((1, 4), 1), ((5,), 1), ((), 1), ((0, 4), 1)]
+)
+async def test_rows_are_what_the_first_axis_of_a_batch_says(
+    shape: tuple[int, ...], units: int
+) -> None:
+    limiter = FakeLimiter()
+    house = House(limits=limiter.of(_ROWS))
+    content = InferContent([Tensor("x", "FP32", np.zeros(shape, dtype=np.float32))])
+    await house.gateway.infer(InferRequest("m", decoded=content), Call("id", received=RECEIVED))
+    assert [spent for _, spent in limiter.taken] == [units]
+
+
+async def test_more_rows_than_can_ever_be_had_at_once_are_too_large() -> None:
+    house = House(
+        limits=FakeLimiter(
+            Spent(allowed=False, remaining=100, reset_s=0.0, retry_after_s=math.inf)
+        ).of(_ROWS)
+    )
+    error = await house.refusal()
+    assert isinstance(error, PayloadTooLarge)
+    assert "allows 100 rows at once" in error.message
+
+
+async def test_management_is_counted_by_the_limits_that_are_not_for_models() -> None:
+    limiter = FakeLimiter()
+    house = House(limits=limiter.of(_PER_PRINCIPAL, _ROWS))
+    await house.gateway.spend(Principal("alice"), "10.0.0.1")
+    assert limiter.taken == [("usual/p/default/token/alice", 1)]
+    assert await House().gateway.spend(Principal("alice"), "") == ()
+
+
+# How many at a time
+
+
+async def test_a_place_is_given_back_however_a_request_ends() -> None:
+    house = House(admission=AdmissionSettings(max_concurrent=1, max_waiting=0))
+    for answer in (_failing(QueueFull("full")), _failing(RuntimeError("defect")), _version_7):
+        house.behind.answer = answer
+        try:
+            await house.infer()
+        except (QueueFull, RuntimeError):
+            continue
+    assert house.outcomes()["m", "7", "ok"] == 1
+
+
+async def test_who_waits_and_is_cancelled_leaves_its_place_to_others() -> None:
+    leave = asyncio.Event()
+
+    async def slow(request: InferRequest, _: Call) -> InferResponse:
+        await leave.wait()
+        return InferResponse(request.model, "7", [])
+
+    house = House(slow, admission=AdmissionSettings(max_concurrent=1, max_wait_s=60.0))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(house.infer())
+        await until(lambda: len(house.behind.calls) == 1)
+        second = tasks.create_task(house.infer())
+        third = tasks.create_task(house.infer())
+        await asyncio.sleep(0)
+        second.cancel()
+        leave.set()
+        assert (await third).version == "7"
+        assert (await first).version == "7"
+    assert house.outcomes()["", "", "cancelled"] == 1
+
+
+async def test_who_is_not_let_in_is_told_so_and_counted() -> None:
+    leave = asyncio.Event()
+
+    async def slow(request: InferRequest, _: Call) -> InferResponse:
+        await leave.wait()
+        return InferResponse(request.model, "7", [])
+
+    house = House(slow, admission=AdmissionSettings(max_concurrent=1, max_waiting=0))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(house.infer())
+        await until(lambda: len(house.behind.calls) == 1)
+        error = await house.refusal()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s == 1.0
+        leave.set()
+        await first
+    assert house.outcomes()["", "", "overloaded"] == 1
+    assert b'headrace_admission_refusals_total{code="overloaded"} 1.0' in house.metrics.render()[0]

@@ -9,6 +9,7 @@ from headrace.domain.calls import Call, Principal
 from headrace.domain.catalog import Version
 from headrace.domain.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
 from headrace.registry.registry import Registry
+from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.registry_store import MemoryRegistryStore
 from tests.unit.registry.fakes import FakeArtifacts, FakeInspector, chunks
 
@@ -23,6 +24,7 @@ class Scene:
         self.inspector = FakeInspector(self.artifacts)
         self.time = 0.0
         self.registry = Registry(
+            idempotency=MemoryIdempotencyStore(),
             store=self.store,
             reader=self.store,
             artifacts=self.artifacts,

@@ -8,7 +8,7 @@ import pytest
 
 import headrace
 from headrace.domain.errors import HeadraceError
-from headrace.transport.status import STATUS, GrpcStatus, grpc_status, http_status
+from headrace.transport.status import STATUS, GrpcStatus, OpenAiType, grpc_status, http_status
 
 
 def _subclasses(cls: type[HeadraceError]) -> Iterator[type[HeadraceError]]:
@@ -44,11 +44,28 @@ def test_every_error_of_the_tree_has_a_code_of_its_own(errors: list[type[Headrac
     assert len({error.code for error in tree}) == len(tree)
 
 
-def test_what_may_be_tried_again_is_never_the_clients_mistake(
+def test_what_may_be_tried_again_says_later_and_not_never(
     errors: list[type[HeadraceError]],
 ) -> None:
+    later = {
+        409: GrpcStatus.ABORTED,  # the same request is under way
+        429: GrpcStatus.RESOURCE_EXHAUSTED,
+        503: GrpcStatus.UNAVAILABLE,
+    }
     for error in errors:
         if error.retryable:
             raised = error.__new__(error)
-            assert http_status(raised) == 503, error
-            assert grpc_status(raised) is GrpcStatus.UNAVAILABLE, error
+            assert grpc_status(raised) is later[http_status(raised)], error
+
+
+def test_openais_clients_read_a_type_that_fits_the_status() -> None:
+    types = {
+        401: OpenAiType.AUTHENTICATION,
+        403: OpenAiType.PERMISSION,
+        404: OpenAiType.NOT_FOUND,
+        429: OpenAiType.RATE_LIMIT,
+        501: OpenAiType.INVALID,
+    }
+    for code, (status, _, kind) in STATUS.items():
+        expected = OpenAiType.INVALID if status < 500 else OpenAiType.SERVER
+        assert kind is types.get(status, expected), code

@@ -13,14 +13,14 @@ from headrace.adapters.sql.registry_store import SqlRegistryStore
 from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
 from headrace.adapters.sql.sqlite import SqliteDatabase
 from headrace.domain.errors import InvalidSettings
-from headrace.ports.registry_store import Now, RegistryStore
+from headrace.ports.registry_store import Now
 
 _FILE: Final = "registry.db"
 
 
 async def open_store(
     settings: StoreSettings, *, data_dir: Path, now: Now, migrate: bool = False
-) -> RegistryStore:
+) -> SqlRegistryStore:
     """Open the registry's store.
 
     SQLite's schema is brought up to date by itself; PostgreSQL's is with `migrate` alone, because

@@ -6,16 +6,27 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import msgspec
 
 from headrace.adapters.sql import listing
 from headrace.adapters.sql.database import Connection, Database, Parameters, Row, check
-from headrace.adapters.sql.statements import Statement, statements
+from headrace.adapters.sql.statements import Statement, statement, statements
 from headrace.adapters.sql.tables import key_parameters, microseconds, moment, table
-from headrace.domain.catalog import KINDS, Alias, AuditEvent, Entity, EntityT, Key, Model, Version
+from headrace.domain.catalog import (
+    KINDS,
+    Alias,
+    ApiKey,
+    AuditEvent,
+    Entity,
+    EntityT,
+    Key,
+    Model,
+    Version,
+)
 from headrace.domain.errors import ChangesForgotten, InvalidRequest
 from headrace.domain.usage import BOUNDS_S, Usage
 from headrace.ports.registry_store import AuditQuery, Change, Page, Query
@@ -31,6 +42,12 @@ _SEVERAL: Final = {
     "route": "routes",
     "key": "keys",
 }
+_IDS_AT_ONCE: Final = 100
+_IDS: Final = ", ".join(f":id_{n}" for n in range(_IDS_AT_ONCE))
+_KEY_USAGE: Final = statement(
+    "key_usage",
+    f"SELECT id, last_used_us FROM api_key_usage WHERE tenant = :tenant AND id IN ({_IDS})",  # noqa: S608 - our names
+)
 
 
 class _SqlReader:
@@ -287,6 +304,32 @@ class SqlRegistryStore(_SqlReader):
                 buckets=tuple(buckets),
                 last_used_at=None if used_us is None else moment(used_us),
             )
+        return found
+
+    async def add_key_usage(self, used: Mapping[Key, datetime]) -> None:
+        """See RegistryStore.add_key_usage."""
+        if not used:
+            return
+        uses: list[Parameters] = [
+            {**key_parameters(ApiKey, key), "last_used_us": microseconds(at)}
+            for key, at in used.items()
+        ]
+        async with self.database.writing() as connection:
+            # as in add_usage; and so two processes never wait for each other's keys
+            await connection.fetch(self._sql["take_turn"], {})
+            await connection.run_many(self._sql["add_key_usage"], uses)
+            await connection.commit(announce=False)
+
+    async def key_usage(self, tenant: str, ids: Sequence[str]) -> dict[str, datetime]:
+        """See RegistryStore.key_usage."""
+        found: dict[str, datetime] = {}
+        for begin in range(0, len(ids), _IDS_AT_ONCE):
+            part = ids[begin : begin + _IDS_AT_ONCE]
+            # one statement for any number: no key has the id ""
+            padded = [*part, *[""] * (_IDS_AT_ONCE - len(part))]
+            parameters = {"tenant": tenant, **{f"id_{n}": id_ for n, id_ in enumerate(padded)}}
+            rows = await self._fetch(_KEY_USAGE, parameters)
+            found |= {id_: moment(used_us) for id_, used_us in rows}
         return found
 
     def watch(self) -> AsyncIterator[None]:

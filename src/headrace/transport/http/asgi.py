@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote_to_bytes
 
-from headrace.transport.http.messages import STATUS_LINES, json_error
+from headrace.transport.http.messages import STATUS_LINES, HttpResponse, origin_form, path_of
 
 if TYPE_CHECKING:
     from headrace.transport.http.connection import Connection
@@ -36,6 +35,8 @@ class AsgiExchange:
         self.started = False  # the head of the answer is out
         self._connection = connection
         self._method = method
+        self._target = target
+        self._headers = headers
         self._http_version = http_version
         self._expects_continue = expects_continue
         self._scope = _scope(connection, method, target, headers, http_version)
@@ -87,20 +88,28 @@ class AsgiExchange:
 
     async def _run(self) -> None:
         connection = self._connection
+        failure: HttpResponse | None = None
         try:
             await connection.host.application.asgi(self._scope, self._receive, self._send)
         except asyncio.CancelledError:
             if not connection.lost and not self._ended and not self.started:
-                connection.respond(self, json_error(503, "shutting down", close=True))
+                self._give_up(connection.host.cut_off(self._target, self._headers))
             return  # the task ends here on purpose: cancel() is the only one who cancels it
         except Exception as error:  # noqa: BLE001 - the root of the request's task
-            connection.host.log_failure(error)
+            failure = self._failed(error)
         if self._ended or connection.lost:
             return
         if self.started:
             connection.abort()  # a short answer must not look whole
         else:
-            connection.respond(self, json_error(500, "internal error", close=True))
+            self._give_up(failure or self._failed(RuntimeError("a request was left unanswered")))
+
+    def _failed(self, error: Exception) -> HttpResponse:
+        return self._connection.host.application.failed(self._target, self._headers, error)
+
+    def _give_up(self, response: HttpResponse) -> None:
+        self.keep_alive = False
+        self._connection.respond(self, response)
 
     async def _receive(self) -> AsgiMessage:
         if self._expects_continue and not self.started and not self._input_bytes:
@@ -196,17 +205,15 @@ def _scope(
     headers: Mapping[bytes, bytes],
     http_version: str,
 ) -> dict[str, Any]:
-    if not target.startswith(b"/") and b"://" in target:  # absolute form, as sent to a proxy
-        target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
-    path, _, query = target.partition(b"?")
+    raw_path, _, query = origin_form(target).partition(b"?")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": http_version,
         "method": method,
         "scheme": "http",
-        "path": unquote_to_bytes(path).decode("utf-8", "replace"),
-        "raw_path": path,
+        "path": path_of(target),
+        "raw_path": raw_path,
         "query_string": query,
         "root_path": "",
         "headers": list(headers.items()),

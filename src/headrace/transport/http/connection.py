@@ -15,6 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
+from headrace.domain.errors import (
+    HeadraceError,
+    HeadTooLarge,
+    MalformedHttp,
+    PayloadTooLarge,
+    RequestTimeout,
+    TooManyConnections,
+    Unsupported,
+)
 from headrace.transport.http.asgi import AsgiExchange
 from headrace.transport.http.exchanges import Exchange, HandlerExchange, Refusal
 from headrace.transport.http.messages import (
@@ -22,7 +31,6 @@ from headrace.transport.http.messages import (
     Handler,
     HttpRequest,
     HttpResponse,
-    json_error,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +42,8 @@ _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system
 _MAX_HEADERS: Final = 200
 _MAX_PIECES: Final = 1024  # of a body, before they become one buffer
 _LINGER_S: Final = 2.0
+_RETRY_AFTER_S: Final = 1.0
+_MAPPED: Final = "::ffff:"  # an address of IPv4 on a socket for both families
 _UPLOAD_STEP_BYTES: Final = 1024 * 1024  # of an upload, in the time that a whole body else has
 
 
@@ -68,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_method",
         "_parser",
+        "_peer",
         "_pending",
         "_phase",
         "_plain_head",
@@ -90,6 +101,7 @@ class Connection(asyncio.Protocol):
         self.deadline = math.inf  # on the loop's clock; the server's sweep calls expire() after it
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._parser: Any = httptools.HttpRequestParser(self)
+        self._peer = ""
         self._phase: Phase = _IDLE
         self._active: Exchange | None = None
         self._pending: deque[Exchange] = deque()
@@ -115,9 +127,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        peer = self.address("peername")
+        self._peer = "" if peer is None else peer[0]
         self.deadline = self.host.now + self.host.limits.idle_timeout_s
         if not self.host.admit(self):
-            self._refuse(503, "too many connections")
+            error = TooManyConnections("too many connections", retry_after_s=_RETRY_AFTER_S)
+            self._refuse(error)
 
     def data_received(self, data: bytes) -> None:
         if self._phase is _DEAF:
@@ -196,7 +211,7 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name in headers:
             if name == b"host":
-                self._refuse(400, "malformed HTTP request: several Host headers")
+                self._refuse(MalformedHttp("malformed HTTP request: several Host headers"))
                 return
             self._repeats += 1  # each costs a copy of all before it
             if len(headers) + self._repeats > _MAX_HEADERS:
@@ -228,7 +243,7 @@ class Connection(asyncio.Protocol):
             self.deadline = self.host.now + self.host.limits.body_timeout_s
         if self._handler is None:
             if method == "CONNECT":
-                self._refuse(501, "CONNECT: this server is no proxy")
+                self._refuse(Unsupported("CONNECT: this server is no proxy"))
                 return
             self._upload_due = _UPLOAD_STEP_BYTES if self._is_upload() else 0
             self._input = AsgiExchange(
@@ -271,7 +286,7 @@ class Connection(asyncio.Protocol):
         assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
         body = b"".join(self._body)  # copies nothing where one read brought it all
         self._body = []  # a connection that idles must not hold what it sent last
-        request = HttpRequest(self._method, self._target, self._headers, body)
+        request = HttpRequest(self._method, self._target, self._headers, body, self._peer)
         self._enqueue(HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
 
     # --- exchanges ---------------------------------------------------------------------------
@@ -336,7 +351,11 @@ class Connection(asyncio.Protocol):
     def address(self, kind: str) -> tuple[str, int] | None:
         """The socket's "peername" or "sockname", where it has a host and a port."""
         name = self._transport.get_extra_info(kind)
-        return (name[0], name[1]) if isinstance(name, tuple) else None
+        if not isinstance(name, tuple):
+            return None
+        host: str = name[0]
+        # the same client by whichever socket, so that it is counted once
+        return host.removeprefix(_MAPPED) if "." in host else host, name[1]
 
     def close(self) -> None:
         """Close after what is written has gone out, reading on so that the client sees it."""
@@ -396,7 +415,7 @@ class Connection(asyncio.Protocol):
         elif self._phase is _IDLE:
             self.close_if_idle()
         else:
-            self._refuse(408, "the request did not arrive in time")
+            self._refuse(RequestTimeout("the request did not arrive in time"))
 
     def _arm(self) -> None:
         """Set the deadline of the client, now that the next step is its own."""
@@ -414,10 +433,11 @@ class Connection(asyncio.Protocol):
     def _speaks(self, version: str) -> bool:
         """Whether the request goes on: it is refused, or read once more by `_read_on`, if not."""
         if version not in {"1.0", "1.1"}:
-            self._refuse(400, f"malformed HTTP request: HTTP/{version} is not spoken here")
+            msg = f"malformed HTTP request: HTTP/{version} is not spoken here"
+            self._refuse(MalformedHttp(msg))
             return False
         if version == "1.1" and b"host" not in self._headers:
-            self._refuse(400, "malformed HTTP request: no Host header")
+            self._refuse(MalformedHttp("malformed HTTP request: no Host header"))
             return False
         if b"upgrade" in self._headers and self._parser.should_upgrade():
             connection = b"keep-alive" if self._keep_alive else b"close"
@@ -487,32 +507,38 @@ class Connection(asyncio.Protocol):
             return
         cause = error.__context__
         if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
-            self.host.log_failure(cause)
-        self._refuse(400, f"malformed HTTP request: {error}")
+            self._end(self.host.application.failed(self._target, self._headers, cause))
+        else:
+            self._refuse(MalformedHttp(f"malformed HTTP request: {error}"))
 
     def _refuse_head(self) -> None:
         limit = self.host.limits.max_head_bytes
-        self._refuse(
-            431,
+        msg = (
             f"request line and headers are over the limit of {limit} bytes "
-            f"and {_MAX_HEADERS} headers",
+            f"and {_MAX_HEADERS} headers"
         )
+        self._refuse(HeadTooLarge(msg))
 
     def _refuse_body(self) -> None:
         limit = self.host.limits.max_body_bytes
-        self._refuse(413, f"request body is over the limit of {limit} bytes")
+        self._refuse(PayloadTooLarge(f"request body is over the limit of {limit} bytes"))
 
     def _refuse_coding(self) -> None:
         codings = self._headers[b"transfer-encoding"].lower().split(b",")
         if codings[-1].strip() == b"chunked":  # its end is known, only not what it means
-            self._refuse(501, "Transfer-Encoding: only chunked is supported")
+            self._refuse(Unsupported("Transfer-Encoding: only chunked is supported"))
         else:
-            self._refuse(400, "malformed HTTP request: Transfer-Encoding must end in chunked")
+            msg = "malformed HTTP request: Transfer-Encoding must end in chunked"
+            self._refuse(MalformedHttp(msg))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, error: HeadraceError) -> None:
+        self._end(self.host.application.refuse(self._target, self._headers, error))
+
+    def _end(self, response: HttpResponse) -> None:
+        """Answer at once what is being read, and read no more."""
         self._phase = _DEAF
         self._body = []
-        self.host.count_refusal(status)
+        self.host.count_refusal(response.status)
         waiting, self._input = self._input, None
         if waiting is not None:  # an ASGI exchange waits for a body that will not come
             if waiting.started:
@@ -523,7 +549,7 @@ class Connection(asyncio.Protocol):
                 self._active = None
             else:
                 self._pending.remove(waiting)
-        self._enqueue(Refusal(self, json_error(status, message, close=True)))
+        self._enqueue(Refusal(self, response))
 
     def _enqueue(self, exchange: Exchange) -> None:
         if self._active is None and not (self._pending or self._write_paused):

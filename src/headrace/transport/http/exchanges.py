@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.transport.http.drive import Drive
-from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse, json_error
+from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from headrace.transport.http.connection import Connection
@@ -44,21 +44,26 @@ class Refusal:
 class HandlerExchange(Drive[HttpResponse]):
     """A whole request answered by a handler, without a task."""
 
-    __slots__ = ("_connection", "keep_alive")
+    __slots__ = ("_connection", "_request", "keep_alive")
 
     def __init__(
         self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
     ) -> None:
         super().__init__(handler(request), connection.host.loop)
         self._connection = connection
+        self._request = request
         self.keep_alive = keep_alive
 
     def done(self, result: HttpResponse) -> None:
         self._connection.respond(self, result)
 
     def failed(self, error: BaseException) -> None:
+        host, request = self._connection.host, self._request
         if not isinstance(error, asyncio.CancelledError):
-            self._connection.host.log_failure(error)
-            self._connection.respond(self, json_error(500, "internal error", close=True))
+            response = host.application.failed(request.target, request.headers, error)
         elif not self._connection.lost:
-            self._connection.respond(self, json_error(503, "shutting down", close=True))
+            response = host.cut_off(request.target, request.headers)
+        else:
+            return
+        self.keep_alive = False
+        self._connection.respond(self, response)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from headrace.domain.errors import HeadraceError, ShuttingDown
 from headrace.transport.http.limits import HttpLimits
-from headrace.transport.http.messages import Handler
+from headrace.transport.http.messages import Handler, HttpResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
     from headrace.transport.http.connection import Connection
 
@@ -21,7 +21,7 @@ AsgiReceive: TypeAlias = "Callable[[], Awaitable[AsgiMessage]]"
 AsgiSend: TypeAlias = "Callable[[AsgiMessage], Awaitable[None]]"
 AsgiApp: TypeAlias = "Callable[[AsgiMessage, AsgiReceive, AsgiSend], Awaitable[None]]"
 
-_logger = logging.getLogger(__name__)
+_RETRY_AFTER_S: Final = 1.0
 
 
 class Application(Protocol):
@@ -35,6 +35,21 @@ class Application(Protocol):
 
     def is_upload(self, method: str, target: bytes) -> bool:
         """Whether the body may be of any size and take its time: the ASGI app bounds it."""
+        ...
+
+    def refuse(
+        self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
+    ) -> HttpResponse:
+        """The answer that tells a client of `error`.
+
+        `target` and `headers` are as much of the request as was read: both may be empty.
+        """
+        ...
+
+    def failed(
+        self, target: bytes, headers: Mapping[bytes, bytes], error: BaseException
+    ) -> HttpResponse:
+        """Log a defect of ours with its traceback; the answer tells a client nothing of it."""
         ...
 
 
@@ -87,6 +102,7 @@ class Host:
         """Count a request that the HTTP layer refused by itself."""
         self.refusals[status] += 1
 
-    def log_failure(self, error: BaseException) -> None:
-        """A defect of ours, with its traceback; the client is told nothing of it."""
-        _logger.error("a handler failed", exc_info=error)
+    def cut_off(self, target: bytes, headers: Mapping[bytes, bytes]) -> HttpResponse:
+        """The answer to a request that the end of the process does not wait for."""
+        error = ShuttingDown("shutting down", retry_after_s=_RETRY_AFTER_S)
+        return self.application.refuse(target, headers, error)

@@ -24,3 +24,6 @@ class HttpLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     idle_timeout_s: float = 75.0
     #: Seconds that a client may take none of an answer that waits for it.
     write_timeout_s: float = 60.0
+    #: Networks of proxies whose `X-Forwarded-For` is believed, as `10.0.0.0/8`: limits by address
+    #: and the access log then go by the client that they name.
+    trusted_proxies: list[str] = []

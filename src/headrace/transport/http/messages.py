@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -20,6 +21,7 @@ class HttpRequest(msgspec.Struct, gc=False):
     target: bytes  # as received: still escaped, with its query
     headers: dict[bytes, bytes]
     body: bytes = b""
+    peer: str = ""  # the address that it came from; "" where the socket has none
 
 
 class HttpResponse(msgspec.Struct, gc=False):
@@ -37,7 +39,14 @@ class HttpResponse(msgspec.Struct, gc=False):
 Handler: TypeAlias = Callable[[HttpRequest], Coroutine[Any, Any, HttpResponse]]
 
 
-def json_error(status: int, message: str, *, close: bool = False) -> HttpResponse:
-    """An error in the form that Open Inference Protocol clients read: {"error": message}."""
-    body = msgspec.json.encode({"error": message})
-    return HttpResponse(status, b"content-type: application/json\r\n", (body,), close)
+def origin_form(target: bytes) -> bytes:
+    """A request target without scheme and host, which one that is sent to a proxy begins with."""
+    if not target.startswith(b"/") and b"://" in target:
+        return b"/" + target.partition(b"://")[2].partition(b"/")[2]
+    return target
+
+
+def path_of(target: bytes) -> str:
+    """The path of a request target, unescaped."""
+    path = origin_form(target).partition(b"?")[0]
+    return unquote_to_bytes(path).decode("utf-8", "replace")

@@ -27,12 +27,12 @@ from headrace.transport.management.fields import (
     Number,
     View,
 )
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch, OnlyNew
-from headrace.transport.management.strict_route import StrictRoute
 
 router: Final = APIRouter(
-    route_class=StrictRoute, tags=["aliases"], prefix="/api/v1/models/{model}/aliases"
+    route_class=ModelRoute, tags=["aliases"], prefix="/api/v1/models/{model}/aliases"
 )
 _KEY: Final = 3
 

@@ -11,7 +11,10 @@ from starlette.responses import Response
 
 from headrace.domain.catalog import ApiKey, Entity, Version
 from headrace.domain.errors import (
+    Forbidden,
     HeadraceError,
+    IdempotencyInFlight,
+    IdempotencyMismatch,
     InvalidRequest,
     PayloadTooLarge,
     StorageFull,
@@ -35,10 +38,21 @@ _LOCATION: Final = {
     "schema": {"type": "string", "format": "uri-reference"},
 }
 #: What every operation may come to.
-_ALWAYS: Final = (InvalidRequest, Unauthenticated, StoreUnavailable)
-#: What every change may come to besides, and every change that has a body.
-CHANGE: Final = (StorageFull,)
+_ALWAYS: Final = (InvalidRequest, Unauthenticated, Forbidden, StoreUnavailable)
+#: What every change that may have an idempotency key may come to besides, and every one of them
+#: that has a body.
+CHANGE: Final = (StorageFull, IdempotencyInFlight, IdempotencyMismatch)
 WITH_BODY: Final = (*CHANGE, PayloadTooLarge, UnsupportedMediaType)
+
+
+class ShownOnce(Response):
+    """An answer with what nobody may see again; `kept` is the body that may be stored."""
+
+    def __init__(self, value: Any, *, kept: Any, status: HTTPStatus, headers: Any) -> None:
+        super().__init__(
+            msgspec.json.encode(value), status, headers=headers, media_type="application/json"
+        )
+        self.kept = msgspec.json.encode(kept)
 
 
 def view(entity: Entity) -> dict[str, Any]:
@@ -68,12 +82,21 @@ def json(
     )
 
 
-def entity(found: Entity, *, if_none_match: str | None = None, headers: Any = None) -> Response:
-    """An entity with its ETag, or that it is the one that the client has."""
+def entity(
+    found: Entity,
+    *,
+    if_none_match: str | None = None,
+    headers: Any = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Response:
+    """An entity with its ETag, or that it is the one that the client has.
+
+    `beside` is what is answered with it and is no part of its state.
+    """
     tag = preconditions.etag(found.revision)
     if preconditions.names(if_none_match, tag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
-    return json(view(found), headers={"ETag": tag, **(headers or {})})
+    return json({**view(found), **(beside or {})}, headers={"ETag": tag, **(headers or {})})
 
 
 def created(found: Entity, path: str) -> Response:

@@ -5,7 +5,6 @@ Importing this loads FastAPI, which takes 0.3 s and 18 MB: whoever composes impo
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -13,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from headrace.domain.errors import HeadraceError
@@ -35,12 +34,12 @@ from headrace.transport.management.problems import (
     InvalidFields,
     client_gone,
     internal_error,
-    problem,
     problem_response,
     request_id_of,
     typed_error,
 )
 from headrace.transport.management.use_cases import Registry
+from headrace.transport.unserved import unserved
 
 _NOUNS: Final = (models, versions, aliases, promotions, endpoints, routes, keys, audit, lookups)
 _BODY: Final = "body"
@@ -100,27 +99,4 @@ def _field(found: dict[str, Any]) -> dict[str, str]:
 async def _http_error(request: Request, error: Exception) -> Response:
     """No such path, or not in this way: what Starlette answers by itself."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
-    request_id = request_id_of(request)
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allow = ", ".join(_methods(request))
-        return problem(
-            error.status_code,
-            "method_not_allowed",
-            f"this path can be asked with {allow}",
-            request_id,
-            headers={"Allow": allow},
-        )
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    detail = f"there is nothing at {request.url.path[:256]}"
-    if error.status_code != HTTPStatus.NOT_FOUND:
-        detail = str(error.detail)
-    return problem(error.status_code, code, detail, request_id)
-
-
-def _methods(request: Request) -> list[str]:
-    """All methods of a path: Starlette names those of its first route only."""
-    found: set[str] = set()
-    for route in request.app.router.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return sorted(found)
+    return problem_response(unserved(request, error), request_id_of(request))

@@ -14,10 +14,10 @@ from headrace.ports.registry_store import AuditQuery
 from headrace.transport.management import answers, cursors
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import Limit, Line, Moment, View
+from headrace.transport.management.guards import AdminRoute
 from headrace.transport.management.problems import InvalidFields
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["audit"], prefix="/api/v1/audit")
+router: Final = APIRouter(route_class=AdminRoute, tags=["audit"], prefix="/api/v1/audit")
 _ORDER: Final = "audit desc"
 _MAX_DIGITS: Final = 18
 

@@ -6,14 +6,14 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
 
-from headrace.domain.calls import ANONYMOUS, Call
+from headrace.domain.calls import Call
+from headrace.transport.access import caller_of
 from headrace.transport.management.problems import request_id_of
 from headrace.transport.management.use_cases import Registry
 
 
 async def _call(request: Request) -> Call:
-    principal = request.scope.get("headrace.principal", ANONYMOUS)
-    return Call(request_id=request_id_of(request), principal=principal)
+    return Call(request_id=request_id_of(request), principal=caller_of(request.scope))
 
 
 async def _registry(request: Request) -> Registry:

@@ -10,8 +10,9 @@ from typing import Any, Final
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
-from headrace.domain.errors import PreconditionRequired
+from headrace.domain.errors import IdempotencyMismatch, PreconditionRequired
 from headrace.transport.management.fields import Problem
+from headrace.transport.management.idempotent import HEADER, METHODS, PATTERN
 from headrace.transport.management.problems import MEDIA_TYPE
 from headrace.transport.management.strict_route import JSON, MERGE_PATCH
 from headrace.transport.status import STATUS
@@ -26,6 +27,15 @@ names it in `If-Match`: 428 without, 412 where it was changed since. `If-None-Ma
 **Errors** are problems (RFC 9457) with a stable `code`.
 
 **Lists** answer `next_cursor`, which `cursor` continues with.
+
+**Idempotency keys.** A change whose body is JSON, or that has none, takes an `Idempotency-Key`: a
+token or a quoted string of 1 to 255 printable ASCII characters, the caller's own. The same request
+with the same key is run once. Whoever sends it again within 24 hours has the first answer again,
+with `Idempotent-Replayed: true`; while the first is under way, 409 with `Retry-After`. Another
+request (method, path, query, `If-Match`, `If-None-Match`, `Content-Type` or body) with the same key
+is refused with 422. What was not decided (401, 403, 408, 429 and every 5xx) is not kept, so that it
+can be sent again with its key. The secret of a new API key is never kept: in an answer that is
+given again it is null. Uploads of artifacts pass the header over: their digest makes them the same.
 """
 #: What a creation tells of the path of what it made: for links to what can be asked of it next.
 _CREATIONS: Final[dict[str, dict[str, str]]] = {
@@ -38,7 +48,18 @@ _CREATIONS: Final[dict[str, dict[str, str]]] = {
 }
 _CREATED: Final = str(HTTPStatus.CREATED.value)
 _REQUIRED: Final = str(STATUS[PreconditionRequired.code][0])
+_UNPROCESSABLE: Final = str(STATUS[IdempotencyMismatch.code][0])
 _REFERENCE: Final = "#/components/schemas/"
+_IDEMPOTENCY_KEY: Final = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {
+        "type": "string",
+        "pattern": PATTERN,
+    },
+    "description": "The same for a request that is sent again, and for no other.",
+}
 
 
 def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
@@ -70,7 +91,8 @@ def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's; ours is 400
+    if MEDIA_TYPE not in responses.get(_UNPROCESSABLE, {}).get("content", {MEDIA_TYPE}):
+        del responses[_UNPROCESSABLE]  # FastAPI's; ours is 400
     operation["responses"] = dict(sorted(responses.items()))
     # the name of a function says less than its first sentence
     operation["summary"] = re.split(r"[.:,](?:\s|$)", operation["description"])[0]
@@ -80,9 +102,17 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
             parameter["required"] = parameter["name"] not in operation.get("x-optional", ())
         _plain(parameter["schema"])
     operation.pop("x-optional", None)
+    if _takes_key(method, operation):
+        operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
     if method == "patch":
         content = operation["requestBody"]["content"]
         content[MERGE_PATCH] = content[JSON]
+
+
+def _takes_key(method: str, operation: dict[str, Any]) -> bool:
+    """As idempotent.takes_key, of which only the document is left here."""
+    body = operation.get("requestBody")
+    return method.upper() in METHODS and (body is None or JSON in body["content"])
 
 
 def _plain(schema: dict[str, Any]) -> None:

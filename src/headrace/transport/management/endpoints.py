@@ -28,11 +28,11 @@ from headrace.transport.management.fields import (
     View,
     Weight,
 )
+from headrace.transport.management.guards import EndpointRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["endpoints"], prefix="/api/v1/endpoints")
+router: Final = APIRouter(route_class=EndpointRoute, tags=["endpoints"], prefix="/api/v1/endpoints")
 _KEY: Final = 2
 
 #: What it may be is the use case's to say, since it depends on the protocol and the networks.

@@ -9,10 +9,12 @@ from fastapi import Path
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from headrace.domain.names import RULE
+from headrace.domain.scopes import RULE as SCOPE_RULE
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9._-]{0,127}$"
 _NUMBER = r"^[1-9][0-9]{0,8}$"
+_SCOPE = r"^(infer|batch|models:read|models:write|admin|infer:[A-Za-z0-9._*?-]{1,128})$"
 _NO_NUL = r"^[^\x00]*$"
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -53,6 +55,7 @@ SENTENCES: Final = {
     _NAME: f"expected {RULE}",
     _ALIAS: f"expected {RULE.replace('a letter or digit', 'a letter')}",
     _NUMBER: "expected a whole number from 1 to 999999999, as text",
+    _SCOPE: f"expected {SCOPE_RULE}",
     _NO_NUL: "expected text without NUL characters",
 }
 
@@ -67,7 +70,9 @@ Metadata: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = Annotated[dict[Word, Annotated[float, Field(allow_inf_nan=False)]], Field()]
 Labels: TypeAlias = Annotated[dict[Word, Line], Field(max_length=64)]
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=1e9)]
-Scope: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9*][a-z0-9:._*-]{0,63}$")]
+Scope: TypeAlias = Annotated[
+    str, Field(pattern=_SCOPE, description=f"What a caller may do: {SCOPE_RULE}.")
+]
 Digest: TypeAlias = Annotated[
     str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, in lower-case hexadecimal digits.")
 ]

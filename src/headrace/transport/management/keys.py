@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -10,15 +11,16 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from headrace.domain.catalog import ApiKey
 from headrace.domain.errors import NotFound, PreconditionFailed
 from headrace.transport.management import answers, preconditions
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import Body, KeyId, Line, Moment, Name, Scope, View
+from headrace.transport.management.guards import AdminRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["keys"], prefix="/api/v1/keys")
+router: Final = APIRouter(route_class=AdminRoute, tags=["keys"], prefix="/api/v1/keys")
 _KEY: Final = 2
 
 
@@ -38,6 +40,10 @@ class KeyView(View):
     scopes: list[str]
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None = Field(
+        description="As of some seconds ago; null where it never was. A use is no change: the "
+        "ETag stays."
+    )
     created_at: datetime
     updated_at: datetime
     revision: int
@@ -46,7 +52,10 @@ class KeyView(View):
 class NewKeyView(KeyView):
     """A key that was just made."""
 
-    secret: str = Field(description="Shown once, here.")
+    secret: str | None = Field(
+        description="Shown once, here, and kept nowhere: null in an answer that an "
+        "`Idempotency-Key` brings again. Whoever missed it revokes the key and makes another."
+    )
 
 
 class KeyPage(View):
@@ -65,7 +74,9 @@ async def find(
 ) -> Response:
     """List keys, revoked and expired ones too."""
     query = listing.query(_KEY, name=name or "")
-    return listing.page(await registry.keys.find(call, query))
+    page = await registry.keys.find(call, query)
+    used = await registry.keys.last_used(call, page.items)
+    return listing.page(page, lambda key: {**answers.view(key), **_use(key, used)})
 
 
 @router.post(
@@ -79,8 +90,10 @@ async def create(call: Caller, registry: Uses, body: NewKey) -> Response:
     """Make a key. Its secret is in this answer and nowhere else."""
     content = body.model_dump(exclude_unset=True, exclude={"name"})
     key, secret = await registry.keys.create(call, body.name, content)
-    return answers.json(
-        {**answers.view(key), "secret": secret},
+    shown = {**answers.view(key), **_use(key, {})}
+    return answers.ShownOnce(
+        {**shown, "secret": secret},
+        kept={**shown, "secret": None},
         status=HTTPStatus.CREATED,
         headers={
             "ETag": preconditions.etag(key.revision),
@@ -102,7 +115,9 @@ async def create(call: Caller, registry: Uses, body: NewKey) -> Response:
 )
 async def get(call: Caller, registry: Uses, key: KeyId, if_none_match: IfNoneMatch) -> Response:
     """Read a key."""
-    return answers.entity(await registry.keys.get(call, key), if_none_match=if_none_match)
+    found = await registry.keys.get(call, key)
+    used = await registry.keys.last_used(call, [found])
+    return answers.entity(found, if_none_match=if_none_match, beside=_use(found, used))
 
 
 @router.post(
@@ -116,4 +131,10 @@ async def get(call: Caller, registry: Uses, key: KeyId, if_none_match: IfNoneMat
 )
 async def revoke(call: Caller, registry: Uses, key: KeyId, if_match: IfMatch) -> Response:
     """Refuse a key from now on. It stays in the list; revoking it again changes nothing."""
-    return answers.entity(await registry.keys.revoke(call, key, if_match=if_match))
+    revoked = await registry.keys.revoke(call, key, if_match=if_match)
+    used = await registry.keys.last_used(call, [revoked])
+    return answers.entity(revoked, beside=_use(revoked, used))
+
+
+def _use(key: ApiKey, used: Mapping[str, datetime]) -> dict[str, datetime | None]:
+    return {"last_used_at": used.get(key.id)}

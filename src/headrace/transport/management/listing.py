@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import Depends, Query
 from starlette.responses import Response
 
-from headrace.domain.catalog import Entity
 from headrace.ports.registry_store import Page, SortBy
 from headrace.ports.registry_store import Query as StoreQuery
 from headrace.transport.management import answers, cursors
@@ -38,12 +38,13 @@ class Listing:
             **filters,
         )
 
-    def page(self, found: Page[Any]) -> Response:
-        """The answer."""
-        items: list[Entity] = list(found.items)
+    def page(
+        self, found: Page[Any], view: Callable[[Any], dict[str, Any]] = answers.view
+    ) -> Response:
+        """The answer, in which each item is as `view` shows it."""
         return answers.json(
             {
-                "items": [answers.view(item) for item in items],
+                "items": [view(item) for item in found.items],
                 "next_cursor": cursors.encode(self._name, found.next),
             }
         )

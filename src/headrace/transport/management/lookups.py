@@ -13,14 +13,14 @@ from headrace.domain.errors import NotFound, StoreUnavailable
 from headrace.transport.management import answers
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import EntityId, Line, View, Word
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.models import ModelView
 from headrace.transport.management.preconditions import IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute
 from headrace.transport.management.versions import VERSION_KEY, VersionPage, VersionView
 from headrace.transport.status import STATUS
 
-router: Final = APIRouter(route_class=StrictRoute, prefix="/api/v1")
+router: Final = APIRouter(route_class=ModelRoute, prefix="/api/v1")
 
 
 class HealthView(View):

@@ -31,11 +31,11 @@ from headrace.transport.management.fields import (
     View,
     Word,
 )
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["models"], prefix="/api/v1/models")
+router: Final = APIRouter(route_class=ModelRoute, tags=["models"], prefix="/api/v1/models")
 _KEY: Final = 2
 
 

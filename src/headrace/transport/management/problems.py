@@ -6,20 +6,15 @@ without loading it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.domain.errors import (
-    HeadraceError,
-    InvalidRequest,
-    Unauthenticated,
-)
+from headrace.domain.errors import HeadraceError, InvalidRequest
+from headrace.transport.dialect import INTERNAL, Dialect, sentence
 from headrace.transport.status import CLIENT_CLOSED, http_status
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -34,45 +29,23 @@ class InvalidFields(InvalidRequest):
         self.details = {"errors": list(errors)}
 
 
-def problem_response(error: HeadraceError, request_id: str) -> Response:
-    """The whole answer for a typed error, with what it tells beyond its sentence."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    return problem(
-        http_status(error),
-        error.code,
-        error.message,
-        request_id,
-        details=error.details,
-        headers=headers,
+def _body(error: HeadraceError, request_id: str) -> bytes:
+    """The members of a problem, with what the error tells beyond its sentence."""
+    return msgspec.json.encode(
+        {
+            "type": _TYPE + error.code,
+            "title": error.code.replace("_", " ").capitalize(),
+            "status": http_status(error),
+            "detail": sentence(error),
+            "code": error.code,
+            "request_id": request_id,
+            **error.details,
+        }
     )
 
 
-def problem(
-    status: int,
-    code: str,
-    detail: str,
-    request_id: str,
-    *,
-    details: Mapping[str, Any] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """An answer of `application/problem+json`."""
-    body = {
-        "type": _TYPE + code,
-        "title": code.replace("_", " ").capitalize(),
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": request_id,
-        **(details or {}),
-    }
-    return Response(
-        msgspec.json.encode(body), status, headers=dict(headers or {}), media_type=MEDIA_TYPE
-    )
+PROBLEM: Final = Dialect(MEDIA_TYPE, _body)
+problem_response: Final = PROBLEM.asgi_response
 
 
 def request_id_of(request: Request) -> str:
@@ -94,6 +67,4 @@ async def client_gone(_: Request, __: Exception) -> Response:
 
 async def internal_error(request: Request, _: Exception) -> Response:
     """A defect of ours: the client learns no more; who called this logs it with its traceback."""
-    return problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "internal error", request_id_of(request)
-    )
+    return problem_response(INTERNAL, request_id_of(request))

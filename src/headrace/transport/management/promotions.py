@@ -15,10 +15,10 @@ from headrace.transport.management import answers, preconditions
 from headrace.transport.management.aliases import AliasView
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import AliasName, Body, CheckView, ModelName, Number, View
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.preconditions import IfMatch
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["aliases"], prefix="/api/v1/models")
+router: Final = APIRouter(route_class=ModelRoute, tags=["aliases"], prefix="/api/v1/models")
 
 
 class PromotionRequest(Body):

@@ -20,11 +20,11 @@ from headrace.domain.errors import (
 from headrace.transport.management import answers
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import Body, Line, Name, RouteName, Text, View, Weight
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute
 
-router: Final = APIRouter(route_class=StrictRoute, tags=["routes"], prefix="/api/v1/routes")
+router: Final = APIRouter(route_class=ModelRoute, tags=["routes"], prefix="/api/v1/routes")
 _KEY: Final = 2
 #: At least one target has a weight: what is left out is 1.
 _SOME_WEIGHT: Final[dict[str, Any]] = {

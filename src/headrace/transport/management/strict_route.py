@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import email.message
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, ClassVar, Final
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -13,6 +13,8 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from headrace.domain.errors import PayloadTooLarge, UnsupportedEncoding, UnsupportedMediaType
+from headrace.transport.access import Rule, caller_of
+from headrace.transport.management.idempotent import once, takes_key
 from headrace.transport.management.json_text import parse
 from headrace.transport.management.problems import InvalidFields
 
@@ -26,17 +28,33 @@ class StrictRoute(APIRoute):
     """Looks at query, content type, size and text of a request before FastAPI does.
 
     Bodies are JSON here; what is streamed is declared in `openapi_extra` and read by its endpoint.
+    Who may ask is said by a class of its own, see guards: without one, a route cannot be made.
     """
+
+    read: ClassVar[Rule]
+    write: ClassVar[Rule]
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """By method."""
+        return {
+            method: self.read if method in {"GET", "HEAD"} else self.write
+            for method in self.methods or ()
+        }
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute.get_route_handler."""
         handle = super().get_route_handler()
         known = frozenset(_query_names(self.dependant))
         has_body = self.body_field is not None
+        has_key = takes_key(self)
+        rules = self.rules
         allowed = (JSON, MERGE_PATCH) if "PATCH" in (self.methods or ()) else (JSON,)
 
         async def strictly(request: Request) -> Response:
+            rules[request.method].require(caller_of(request.scope))
             _require_query(request, known)
+            body = b""
             if has_body:
                 require_content_type(request.headers, *allowed)
                 body = await _read(request)
@@ -44,6 +62,8 @@ class StrictRoute(APIRoute):
                 request._body = body  # noqa: SLF001 - what Request.body() keeps
                 if body:
                     setattr(request, _FIND_IN_JSON, parse(body))
+            if has_key:
+                return await once(request, body, handle)
             return await handle(request)
 
         return strictly

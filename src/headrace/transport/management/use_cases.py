@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
 from headrace.domain.calls import Call
@@ -18,6 +19,7 @@ from headrace.domain.catalog import (
     Version,
 )
 from headrace.domain.usage import Usage
+from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import AuditQuery, Page, Query
 
 #: The revisions that If-Match names, "*" for any, None where it was not sent.
@@ -181,6 +183,8 @@ class Keys(Protocol):
 
     async def revoke(self, call: Call, id_: str, *, if_match: Match = None) -> ApiKey: ...
 
+    async def last_used(self, call: Call, keys: Sequence[ApiKey]) -> Mapping[str, datetime]: ...
+
 
 class Audit(Protocol):
     """See headrace.registry.audit."""
@@ -239,5 +243,8 @@ class Registry(Protocol):
 
     @property
     def statistics(self) -> Statistics: ...
+
+    @property
+    def idempotency(self) -> IdempotencyStore: ...
 
     async def health(self) -> Health: ...

@@ -45,12 +45,13 @@ from headrace.transport.management.fields import (
     View,
     Word,
 )
+from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
-from headrace.transport.management.strict_route import StrictRoute, require_content_type
+from headrace.transport.management.strict_route import require_content_type
 
 router: Final = APIRouter(
-    route_class=StrictRoute, tags=["versions"], prefix="/api/v1/models/{model}/versions"
+    route_class=ModelRoute, tags=["versions"], prefix="/api/v1/models/{model}/versions"
 )
 VERSION_KEY: Final = 3
 #: What an upload may call itself. Without more being said it is a single ONNX file.

@@ -7,7 +7,7 @@ Source: open-inference-protocol `open_inference_grpc.proto`; Triton `grpc_servic
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from google.protobuf.json_format import ParseDict
 
@@ -15,6 +15,7 @@ from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.models import TensorSpec
 from headrace.domain.names import require_name
 from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.transport.access import ANY, PUBLIC, READ, READ_MODEL, WRITE, Rule
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
 
@@ -28,6 +29,8 @@ EXTENSIONS: Final = (
     "statistics",
 )
 MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
+
+_Answer: TypeAlias = Callable[[ModelControl, Any], Awaitable[Any]]
 
 
 class ControlRpcs:
@@ -48,33 +51,34 @@ class ControlRpcs:
 
     def rpcs(self) -> dict[str, Rpc]:
         """All RPCs."""
-        table: dict[str, tuple[Any, Callable[[ModelControl, Any], Awaitable[Any]]]] = {
-            "ServerLive": (schema.ServerLiveRequest, self._live),
-            "ServerReady": (schema.ServerReadyRequest, self._server_ready),
-            "ModelReady": (schema.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (schema.ServerMetadataRequest, self._server),
-            "ModelMetadata": (schema.ModelMetadataRequest, self._metadata),
-            "ModelConfig": (schema.ModelConfigRequest, self._config),
-            "ModelStatistics": (schema.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": (schema.RepositoryIndexRequest, self._index),
-            "RepositoryModelLoad": (schema.RepositoryModelLoadRequest, self._load),
-            "RepositoryModelUnload": (schema.RepositoryModelUnloadRequest, self._unload),
+        table: dict[str, tuple[Rule, Any, _Answer]] = {
+            "ServerLive": (PUBLIC, schema.ServerLiveRequest, self._live),
+            "ServerReady": (PUBLIC, schema.ServerReadyRequest, self._server_ready),
+            "ModelReady": (READ_MODEL, schema.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": (ANY, schema.ServerMetadataRequest, self._server),
+            "ModelMetadata": (READ_MODEL, schema.ModelMetadataRequest, self._metadata),
+            "ModelConfig": (READ_MODEL, schema.ModelConfigRequest, self._config),
+            "ModelStatistics": (READ_MODEL, schema.ModelStatisticsRequest, self._statistics),
+            "RepositoryIndex": (READ, schema.RepositoryIndexRequest, self._index),
+            "RepositoryModelLoad": (WRITE, schema.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (WRITE, schema.RepositoryModelUnloadRequest, self._unload),
         }
-        return {
-            f"/{schema.INFERENCE}/{n}": self._rpc(kind, rpc) for n, (kind, rpc) in table.items()
-        }
+        return {f"/{schema.INFERENCE}/{n}": self._rpc(*each) for n, each in table.items()}
 
-    def _rpc(self, kind: Any, rpc: Callable[[ModelControl, Any], Awaitable[Any]]) -> Rpc:
+    def _rpc(self, rule: Rule, kind: Any, rpc: _Answer) -> Rpc:
         async def answer(exchange: Exchange) -> bytes:
             message = exchange.request.message
             if len(message) > MAX_CONTROL_BYTES:
                 msg = f"the message is over the limit of {MAX_CONTROL_BYTES} bytes"
                 raise PayloadTooLarge(msg)
+            request = schema.parse(kind, message)
+            if rule.or_infer:
+                rule.require(exchange.principal, request.name)
             models = self._models.of(exchange.principal.tenant)
-            encoded: bytes = (await rpc(models, schema.parse(kind, message))).SerializeToString()
+            encoded: bytes = (await rpc(models, request)).SerializeToString()
             return encoded
 
-        return answer
+        return Rpc(answer, rule, on_model=rule.or_infer)
 
     async def _live(self, _: ModelControl, __: Any) -> Any:
         return schema.ServerLiveResponse(live=True)

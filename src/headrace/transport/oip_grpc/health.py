@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.domain.errors import UnknownModel
+from headrace.transport.access import PUBLIC
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
 
@@ -20,7 +21,7 @@ class HealthRpc:
 
     def rpcs(self) -> dict[str, Rpc]:
         """The RPC by its path."""
-        return {f"/{schema.HEALTH}/Check": self.check}
+        return {f"/{schema.HEALTH}/Check": Rpc(self.check, PUBLIC)}
 
     async def check(self, exchange: Exchange) -> bytes:
         """Answer one HealthCheckRequest."""

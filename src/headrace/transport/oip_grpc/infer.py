@@ -7,7 +7,8 @@ from headrace.domain.inference import InferRequest
 from headrace.domain.names import require_name
 from headrace.ports.inference import InferenceService
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.call_headers import read_trace
+from headrace.transport.access import RUN_MODEL
+from headrace.transport.call_headers import read_background, read_trace
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
 from headrace.transport.oip_grpc.payload import GrpcPayload
@@ -24,7 +25,7 @@ class InferRpc:
 
     def rpcs(self) -> dict[str, Rpc]:
         """The RPC by its path."""
-        return {f"/{schema.INFERENCE}/ModelInfer": self.infer}
+        return {f"/{schema.INFERENCE}/ModelInfer": Rpc(self.infer, RUN_MODEL, by_gateway=True)}
 
     async def infer(self, exchange: Exchange) -> bytes:
         """Answer one ModelInferRequest."""
@@ -44,10 +45,12 @@ class InferRpc:
             exchange.principal,
             exchange.received,
             exchange.deadline,
-            0,
-            context,
+            trace=context,
+            address=exchange.address,
+            batch=read_background(sent.headers),
         )
         request = InferRequest(model, version, payload=GrpcPayload(message))
         response = await self._service.infer(request, call)
         exchange.version = response.version
+        exchange.standings, exchange.run_s = response.standings, response.run_s
         return encode(response)

@@ -17,6 +17,7 @@ class GrpcRequest(msgspec.Struct, frozen=True, gc=False):
     headers: Mapping[bytes, bytes]  # names are lower case; values of equal names joined by ", "
     message: bytes
     timeout_s: float = math.inf  # that the client's deadline leaves
+    peer: str = ""  # the IP address of whoever has connected; "" by a Unix socket
 
 
 class GrpcAnswer(msgspec.Struct, frozen=True, gc=False):

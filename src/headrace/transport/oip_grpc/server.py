@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
+from urllib.parse import unquote
 
 # child processes are started while it runs, which it would comment on in the log, each time
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -103,6 +104,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library shi
                     _headers(context.invocation_metadata()),
                     message,
                     math.inf if left_s is None else left_s,
+                    _address(context.peer()),
                 )
             )
         finally:
@@ -121,3 +123,14 @@ def _headers(metadata: Sequence[tuple[str, str | bytes]]) -> dict[bytes, bytes]:
         value = text.encode() if isinstance(text, str) else text
         headers[name] = headers[name] + b", " + value if name in headers else value
     return headers
+
+
+def _address(peer: str) -> str:
+    """The IP address in what the library calls a peer: `ipv4:127.0.0.1:50` or `ipv6:%5B::1%5D:50`.
+
+    "" of any other, as of a Unix socket.
+    """
+    family, _, rest = peer.partition(":")
+    if family not in {"ipv4", "ipv6"}:
+        return ""
+    return unquote(rest).rpartition(":")[0].strip("[]")

@@ -6,17 +6,28 @@ Source: open-inference-protocol `inference_rest.md`; Triton `docs/protocol/exten
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from headrace.domain.calls import ANONYMOUS, Principal
 from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.names import require_name
 from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.transport.access import (
+    ANY,
+    MANAGE,
+    PUBLIC,
+    READ,
+    READ_MODEL,
+    RUN_MODEL,
+    WRITE,
+    Endpoint,
+    GuardedRoute,
+    Rule,
+    caller_of,
+)
 from headrace.transport.oip_rest.payload import refuse_duplicate_keys
 from headrace.transport.oip_rest.server_settings import LogLevel, RequestTimelines
 
@@ -33,8 +44,6 @@ EXTENSIONS: Final = (
     "logging",
 )
 _MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
-
-_Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class ControlWire:
@@ -56,43 +65,41 @@ class ControlWire:
         self._timelines = timelines
         self._log_level = LogLevel()
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[GuardedRoute]:
         """All routes, most specific first."""
         model = "/v2/models/{model}"
-        routes: list[tuple[str, str, _Endpoint]] = [
-            ("GET", "/v2", self._server),
-            ("GET", "/v2/", self._server),
-            ("GET", "/v2/health/live", self._live),
-            ("GET", "/v2/health/ready", self._server_ready),
-            ("GET", "/v2/models/stats", self._statistics),
-            ("POST", "/v2/repository/index", self._index),
-            ("POST", "/v2/repository/models/{model}/load", self._load),
-            ("POST", "/v2/repository/models/{model}/unload", self._unload),
-            ("GET", "/v2/logging", self._get_logging),
-            ("POST", "/v2/logging", self._set_logging),
+        routes: list[tuple[str, str, Rule, Endpoint]] = [
+            ("GET", "/v2", ANY, self._server),
+            ("GET", "/v2/", ANY, self._server),
+            ("GET", "/v2/health/live", PUBLIC, self._live),
+            ("GET", "/v2/health/ready", PUBLIC, self._server_ready),
+            ("GET", "/v2/models/stats", READ, self._statistics),
+            ("POST", "/v2/repository/index", READ, self._index),
+            ("POST", "/v2/repository/models/{model}/load", WRITE, self._load),
+            ("POST", "/v2/repository/models/{model}/unload", WRITE, self._unload),
+            ("GET", "/v2/logging", READ, self._get_logging),
+            ("POST", "/v2/logging", MANAGE, self._set_logging),
         ]
         for prefix in ("/v2", model):
             routes += [
-                ("GET", f"{prefix}/trace/setting", self._get_trace),
-                ("POST", f"{prefix}/trace/setting", self._set_trace),
+                ("GET", f"{prefix}/trace/setting", READ, self._get_trace),
+                ("POST", f"{prefix}/trace/setting", MANAGE, self._set_trace),
             ]
         for prefix in (model, f"{model}/versions/{{version}}"):
             routes += [
-                ("GET", prefix, self._metadata),
-                ("GET", f"{prefix}/ready", self._model_ready),
-                ("GET", f"{prefix}/config", self._config),
-                ("GET", f"{prefix}/stats", self._statistics),
-                ("POST", f"{prefix}/infer", _not_hot),
+                ("GET", prefix, READ_MODEL, self._metadata),
+                ("GET", f"{prefix}/ready", READ_MODEL, self._model_ready),
+                ("GET", f"{prefix}/config", READ_MODEL, self._config),
+                ("GET", f"{prefix}/stats", READ_MODEL, self._statistics),
+                ("POST", f"{prefix}/infer", RUN_MODEL, _not_hot),
             ]
-        paths: dict[str, dict[str, _Endpoint]] = {}
-        for method, path, endpoint in routes:
-            paths.setdefault(path, {})[method] = endpoint
-        # one route for a path, so that a 405 names all of its methods
-        table = [Route(path, _chosen(by), methods=list(by)) for path, by in paths.items()]
         for memory in ("systemsharedmemory", "cudasharedmemory"):
             path = f"/v2/{memory}/{{rest:path}}"
-            table.append(Route(path, _no_shared_memory, methods=["GET", "POST"]))
-        return table
+            routes += [(method, path, ANY, _no_shared_memory) for method in ("GET", "POST")]
+        paths: dict[str, dict[str, tuple[Rule, Endpoint]]] = {}
+        for method, path, rule, endpoint in routes:
+            paths.setdefault(path, {})[method] = (rule, endpoint)
+        return [GuardedRoute(path, endpoints) for path, endpoints in paths.items()]
 
     async def _server(self, _: Request) -> Response:
         return JSONResponse(
@@ -187,8 +194,7 @@ class ControlWire:
         return JSONResponse(self._log_level.update(await _json(request)))
 
     def _of(self, request: Request) -> ModelControl:
-        principal: Principal = request.scope.get("headrace.principal", ANONYMOUS)
-        return self._models.of(principal.tenant)
+        return self._models.of(caller_of(request.scope).tenant)
 
     async def _traced_model(self, request: Request) -> str:
         if "model" not in request.path_params:
@@ -238,16 +244,6 @@ async def _json(request: Request) -> dict[str, Any]:
 async def _no_shared_memory(_: Request) -> Response:
     msg = "shared memory is not offered; send the data in the request"
     raise Unsupported(msg)
-
-
-def _chosen(endpoints: Mapping[str, _Endpoint]) -> _Endpoint:
-    """The endpoint of a path, by the request's method."""
-
-    async def endpoint(request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        return await endpoints[method](request)
-
-    return endpoint
 
 
 async def _not_hot(_: Request) -> Response:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import unquote_to_bytes
 
-from headrace.domain.calls import ANONYMOUS, Call, Principal
+from headrace.domain.calls import UNKNOWN, Call, Principal
 from headrace.domain.errors import HeadraceError, InvalidRequest
 from headrace.domain.inference import InferRequest
 from headrace.domain.names import require_name
 from headrace.ports.authentication import Authenticate
 from headrace.ports.inference import InferenceService
 from headrace.telemetry.access_log import Access, AccessLog
+from headrace.telemetry.api_requests import OK, ApiRequests
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.call_headers import read_request_id, read_trace
+from headrace.transport.call_headers import read_background, read_request_id, read_trace
+from headrace.transport.client_address import ClientAddress
+from headrace.transport.dialect import INTERNAL
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
+from headrace.transport.limit_headers import limit_lines
 from headrace.transport.oip_rest.compression import choose, compress, decompress
 from headrace.transport.oip_rest.errors import error_response
 from headrace.transport.oip_rest.payload import RestPayload
 from headrace.transport.oip_rest.response import encode
 from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.status import CLIENT_CLOSED, http_status
+
+_logger = logging.getLogger(__name__)
 
 ROUTE: Final = "/v2/models/{model}/infer"
 _TARGET: Final = re.compile(
@@ -39,6 +46,8 @@ _COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost m
 _HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop
 _MAX_TIMEOUT_S: Final = 1e9
 _UNSENT: Final = HttpResponse(500, b"")
+# of the whole time, how much the model ran, and how much the platform added to that
+_LINES: Final = b"%b%bserver-timing: model;dur=%.3f, platform;dur=%.3f\r\nx-request-id: %b\r\n"
 
 
 class InferWire:
@@ -50,12 +59,16 @@ class InferWire:
         *,
         max_body_bytes: int,
         clock: Callable[[], float],
+        addresses: ClientAddress,
         authenticate: Authenticate,
         ids: RequestIds,
         access_log: AccessLog,
+        api_requests: ApiRequests,
         timelines: RequestTimelines,
     ) -> None:
         self._service = service
+        self._addresses = addresses
+        self._api_requests = api_requests
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._authenticate = authenticate
@@ -83,19 +96,20 @@ class InferWire:
         headers = http.headers
         request_id = read_request_id(headers, self._ids)
         begun_ns = time.time_ns() if self._timelines.active else 0
-        code, status, trace_id = "", 500, ""
-        principal = ANONYMOUS
+        code, status, trace_id = "internal", 500, ""
+        principal, address = UNKNOWN, ""
         answer = _UNSENT
         try:
-            principal = self._authenticate(headers)
+            address = self._addresses.of(headers, http.peer)
+            principal = self._authenticate(headers, address)
             if odd_name:
-                raise InvalidRequest(odd_name)
-            if b"traceparent" in headers or b"request-timeout" in headers:
-                call = self._call(headers, received, request_id, principal)
+                _refuse(odd_name)
+            if b"traceparent" in headers or b"request-timeout" in headers or b"priority" in headers:
+                call = self._call(headers, received, request_id, principal, address)
                 if call.trace is not None:
                     trace_id = call.trace.trace_id
             else:
-                call = Call(request_id, principal, received)
+                call = Call(request_id, principal, received, address=address)
             received_body = (
                 await self._decoded(http) if b"content-encoding" in headers else http.body
             )
@@ -108,18 +122,29 @@ class InferWire:
             version = response.version
             if b"accept-encoding" in headers:
                 lines, body = await self._compressed(headers[b"accept-encoding"], lines, body)
-            lines = b"%bx-request-id: %b\r\n" % (lines, request_id.encode())
+            model_s, total_s = response.run_s, self._clock() - received
+            lines = _LINES % (
+                lines,
+                limit_lines(response.standings) if response.standings else b"",
+                model_s * 1e3,
+                max(total_s - model_s, 0.0) * 1e3,
+                request_id.encode(),
+            )
             answer = HttpResponse(200, lines, body)
-            status = 200
+            code, status = OK, 200
             if begun_ns:
                 self._timelines.record(model, version, request_id, begun_ns)
         except HeadraceError as error:
             code, status = error.code, http_status(error)
             answer = error_response(error, request_id)
         except asyncio.CancelledError:
-            status = CLIENT_CLOSED
+            code, status = "cancelled", CLIENT_CLOSED
             raise
+        except Exception:  # the request's root, where its id is known
+            _logger.exception("a handler failed", extra={"request_id": request_id})
+            answer = error_response(INTERNAL, request_id)
         finally:
+            self._api_requests.count(ROUTE, principal.kind, code)
             if self._access_log.wants(status):
                 self._access_log.add(
                     Access(
@@ -131,10 +156,12 @@ class InferWire:
                         status=status,
                         bytes_in=len(http.body),
                         bytes_out=sum(map(len, answer.body)),
-                        code=code,
+                        code="" if code == OK else code,
                         model=model,
                         version=version,
                         principal=principal.name,
+                        caller=principal.kind,
+                        client=address,
                         trace_id=trace_id,
                     )
                 )
@@ -146,13 +173,22 @@ class InferWire:
         received: float,
         request_id: str,
         principal: Principal,
+        address: str,
     ) -> Call:
         deadline = math.inf
         timeout = headers.get(b"request-timeout")
         if timeout is not None:
             deadline = received + _seconds(timeout)
         trace = read_trace(headers, self._ids)
-        return Call(request_id, principal, received, deadline, 0, trace)
+        return Call(
+            request_id,
+            principal,
+            received,
+            deadline,
+            trace=trace,
+            address=address,
+            batch=read_background(headers),
+        )
 
     async def _decoded(self, http: HttpRequest) -> bytes:
         coding = http.headers[b"content-encoding"]
@@ -174,6 +210,10 @@ class InferWire:
             loop = asyncio.get_running_loop()
             packed = await loop.run_in_executor(None, compress, body, coding)
         return b"%bcontent-encoding: %b\r\nvary: accept-encoding\r\n" % (lines, coding), [packed]
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InvalidRequest(message)
 
 
 def _unquoted(part: bytes) -> str:

@@ -377,15 +377,19 @@ async def test_an_application_that_fails_is_a_500_that_tells_nothing(
     await app.end(RuntimeError("the secret"))
 
     assert wire.statuses == [500]
-    assert wire.last.endswith(b'{"error":"internal error"}')
+    assert wire.last.endswith(b"\r\n\r\ninternal error")
     assert wire.ended
     assert "the secret" in caplog.text
+    assert len(caplog.records) == 1
 
 
-async def test_an_application_that_forgets_to_answer_is_a_500(wire: Wire, app: App) -> None:
+async def test_an_application_that_forgets_to_answer_is_a_500(
+    wire: Wire, app: App, caplog: pytest.LogCaptureFixture
+) -> None:
     await ask(wire, get("/control"))
     await app.end()
     assert wire.statuses == [500]
+    assert "left unanswered" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), None])

@@ -8,11 +8,23 @@ from typing import Any
 import msgspec
 import pytest
 
+from headrace.domain.errors import (
+    HeadraceError,
+    HeadTooLarge,
+    MalformedHttp,
+    PayloadTooLarge,
+    RequestTimeout,
+    ShuttingDown,
+    TooManyConnections,
+    Unsupported,
+)
+from headrace.transport.http.connection import Connection
 from headrace.transport.http.messages import HttpRequest, HttpResponse
 from tests.support.http_fakes import (
     HOT,
     LIMITS,
     FakeApplication,
+    FakeTransport,
     Wire,
     chunked,
     get,
@@ -86,6 +98,7 @@ async def test_a_handler_sees_the_whole_request(wire: Wire) -> None:
             b"/hot?a=%20b",
             {b"host": b"a", b"x-one": b"1", b"x-two": b"a, b", b"content-length": b"5"},
             b"hello",
+            "192.0.2.7",
         )
     ]
 
@@ -266,7 +279,7 @@ async def test_a_handler_that_fails_is_a_500_that_tells_nothing(
     wire.send(post(HOT, b""))
 
     assert wire.statuses == [500]
-    assert wire.last.endswith(b'{"error":"internal error"}')
+    assert wire.last.endswith(b"\r\n\r\ninternal error")
     assert wire.ended
     assert "the secret" in caplog.text
 
@@ -398,6 +411,117 @@ async def test_one_connection_too_many_is_refused_and_counted(wire: Wire) -> Non
     wire.hang_up()
     transport, _ = wire.connect()
     assert transport.written == b""
+
+
+NAMED = "X-Request-Id: 7"
+HOST = {b"host": b"a"}
+MINE = {b"x-request-id": b"7"}
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "known"),
+    [
+        (
+            f"GET /hot HTTP/1.1\r\n{NAMED}\r\n\r\n".encode(),
+            MalformedHttp,
+            (b"/hot", MINE),
+        ),
+        (
+            f"GET /hot HTTP/1.1\r\n{NAMED}\r\nY: 1\r\nX\r\n\r\n".encode(),
+            MalformedHttp,
+            (b"/hot", MINE),
+        ),
+        (b"\x16\x03\x01", MalformedHttp, (b"", {})),
+        (get(HOT, NAMED, "X: " + "a" * 2000), HeadTooLarge, (b"/hot", MINE)),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", Unsupported, (b"a:1", HOST)),
+        (
+            post(HOT, TOO_LARGE, NAMED),
+            PayloadTooLarge,
+            (b"/hot", HOST | MINE | {b"content-length": b"1001"}),
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", post(HOT, b"", "X-Request-Id: 6")])
+async def test_a_refusal_knows_what_was_read_of_its_own_request(
+    wire: Wire,
+    before: bytes,
+    data: bytes,
+    error: type[HeadraceError],
+    known: tuple[bytes, dict[bytes, bytes]],
+) -> None:
+    wire.send(before + data)
+
+    ((target, headers, told),) = wire.application.refused
+    assert type(told) is error
+    assert (target, headers) == known
+
+
+async def test_a_late_request_is_refused_by_what_was_read_of_it(wire: Wire) -> None:
+    wire.send(b"GET /hot HTTP/1.1\r\nX-Request-Id: 7\r\nX: ")
+    wire.wait(11)
+
+    ((target, headers, error),) = wire.application.refused
+    assert (target, headers, type(error)) == (b"/hot", MINE, RequestTimeout)
+
+
+async def test_one_connection_too_many_may_try_again(wire: Wire) -> None:
+    for _ in range(LIMITS.max_connections):
+        wire.connect()
+
+    ((target, headers, error),) = wire.application.refused
+    assert (target, headers, type(error)) == (b"", {}, TooManyConnections)
+    assert error.retry_after_s == 1.0
+
+
+async def test_a_request_that_is_cut_off_may_be_tried_again(wire: Wire, model: Model) -> None:
+    model.held = True
+    wire.send(post(HOT, b"1", NAMED))
+    wire.connection.cancel()
+    await settle()
+
+    ((target, headers, error),) = wire.application.refused
+    assert (target, type(error), error.retry_after_s) == (b"/hot", ShuttingDown, 1.0)
+    assert headers[b"x-request-id"] == b"7"
+
+
+async def test_a_defect_in_reading_is_logged_and_is_not_the_clients_mistake(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(wire.application, "handler", broken)
+    wire.send(post(HOT, b"1", NAMED))
+
+    assert wire.statuses == [500]
+    assert wire.ended
+    assert b"the secret" not in wire.last
+    assert "the secret" in caplog.text
+    ((target, headers, _),) = wire.application.refused
+    assert target == b"/hot"
+    assert headers[b"x-request-id"] == b"7"
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        (("192.0.2.7", 5), "192.0.2.7"),
+        (("2001:db8::7", 5, 0, 0), "2001:db8::7"),
+        (("::ffff:192.0.2.7", 5, 0, 0), "192.0.2.7"),
+        (("::ffff:1", 5, 0, 0), "::ffff:1"),
+        ("", ""),  # a Unix socket
+        (None, ""),
+    ],
+)
+async def test_a_handler_sees_where_a_request_comes_from(
+    wire: Wire, name: object, peer: str
+) -> None:
+    transport = FakeTransport(name)
+    connection = transport.protocol = Connection(wire.host)
+    connection.connection_made(transport)
+    connection.data_received(post(HOT, b""))
+
+    assert [request.peer for request in wire.application.requests] == [peer]
 
 
 # --- upgrades and expectations -------------------------------------------------------------------

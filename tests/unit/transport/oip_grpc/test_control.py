@@ -9,7 +9,13 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from headrace.adapters.model_repository import triton_json
 from headrace.domain.calls import ANONYMOUS, Principal
-from headrace.domain.errors import HeadraceError, InvalidRequest, PayloadTooLarge, Unsupported
+from headrace.domain.errors import (
+    Forbidden,
+    HeadraceError,
+    InvalidRequest,
+    PayloadTooLarge,
+    Unsupported,
+)
 from headrace.domain.models import (
     AllVersions,
     Batching,
@@ -21,6 +27,7 @@ from headrace.domain.models import (
     Warmup,
     WarmupInput,
 )
+from headrace.domain.scopes import EVERYTHING, grants
 from headrace.ports.model_control import IndexEntry, ModelDescription
 from headrace.transport.oip_grpc.control import MAX_CONTROL_BYTES, ControlRpcs
 from headrace.transport.oip_grpc.edge import Exchange
@@ -108,7 +115,7 @@ async def ask(
     ).rpcs()
     sent = message if isinstance(message, bytes) else message.SerializeToString()
     exchange = Exchange(GrpcRequest({}, sent), "mine-1", 0.0, 1.0, principal)
-    answer = await rpcs[SERVICE + method](exchange)
+    answer = await rpcs[SERVICE + method].answer(exchange)
     return getattr(service_pb2, f"{method}Response").FromString(answer)
 
 
@@ -139,9 +146,21 @@ async def test_names_and_versions_are_handed_on() -> None:
 
 async def test_models_are_asked_about_in_the_callers_tenant() -> None:
     models = Models()
-    caller = Principal("key:1", "acme")
+    caller = Principal("key:1", "acme", EVERYTHING)
     await ask("ModelReady", service_pb2.ModelReadyRequest(name="bert"), models, caller)
     assert models.tenants == ["acme"]
+
+
+async def test_of_a_model_are_told_those_who_may_run_it() -> None:
+    caller = Principal("key:1", "acme", grants(["infer:bert"]))
+    request = service_pb2.ModelReadyRequest(name="bert")
+    assert (await ask("ModelReady", request, principal=caller)).ready
+    for method, other in (
+        ("ModelReady", service_pb2.ModelReadyRequest(name="gpt")),
+        ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
+    ):
+        with pytest.raises(Forbidden):
+            await ask(method, other, principal=caller)
 
 
 async def test_the_index_can_be_of_ready_models_only() -> None:

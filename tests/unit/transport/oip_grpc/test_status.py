@@ -48,6 +48,6 @@ def test_statuses_have_the_numbers_of_the_library() -> None:
 
 
 def test_no_mistake_of_a_client_is_told_as_the_servers() -> None:
-    for http, status in STATUS.values():
+    for http, status, _ in STATUS.values():
         if http < 500:
             assert status not in {GrpcStatus.INTERNAL, GrpcStatus.UNAVAILABLE}

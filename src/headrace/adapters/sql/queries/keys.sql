@@ -16,3 +16,9 @@ DELETE FROM api_keys WHERE tenant = :tenant AND id = :id RETURNING id;
 
 -- name: all_keys
 SELECT document FROM api_keys;
+
+-- name: add_key_usage
+INSERT INTO api_key_usage AS present (tenant, id, last_used_us)
+SELECT tenant, id, CAST(:last_used_us AS BIGINT) FROM api_keys WHERE tenant = :tenant AND id = :id
+ON CONFLICT (tenant, id) DO UPDATE SET last_used_us = excluded.last_used_us
+WHERE excluded.last_used_us > present.last_used_us;

@@ -1,0 +1,182 @@
+"""The limiter that processes share, in Redis or Valkey.
+
+One script decides, by the server's clock, all calls that came while it decided those before: it is
+asked as often as it can answer, and no more. While Redis is gone this process decides by itself,
+at its share of every rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from importlib import resources
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import NoScriptError
+
+from headrace.adapters.redis.connection import Connection, Unanswered
+from headrace.adapters.redis.settings import RedisLimiterSettings
+from headrace.domain import gcra
+from headrace.domain.gcra import Pace
+from headrace.ports.limiter import Charge, Rate, Taken
+from headrace.resilience.buckets import Buckets, settle
+
+_logger = logging.getLogger(__name__)
+#: Those of `take.lua`. Coarser ones would round high quotas down by a lot; with finer ones the
+#: moments of this century are not exact in a double, the only number that scripts have.
+_TICKS_PER_S: Final = 16_000_000
+_CALLS: Final = 256  # decided by one script at most: others want to be answered by Redis too
+_SHORTEST_LOOK_S: Final = 0.01
+#: Changes nothing, and needs all that a decision needs.
+_LOOK: Final = Charge(bucket="", rate=Rate(quota=1, window_s=1.0, burst=1), units=0)
+
+
+class _Call(NamedTuple):
+    charges: Sequence[Charge]
+    paces: Sequence[Pace]
+    answer: asyncio.Future[Taken]
+    since_ns: int
+
+
+class RedisLimiter:
+    """The port `Limiter` on Redis, shared by `replicas` processes.
+
+    `run` belongs in a TaskGroup that outlives requests; without it this process decides by itself.
+    `clock_ns` answers nanoseconds that only grow.
+
+    Raises:
+        InvalidSettings: from the constructor, where the URL cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: RedisLimiterSettings,
+        *,
+        replicas: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._settings = settings
+        self._clock_ns = clock_ns
+        self._connection = Connection(
+            url=settings.url,
+            max_connections=1,  # no two scripts at once: the calls of the second gather meanwhile
+            timeout_s=settings.timeout_s,
+            retry_s=settings.retry_s,
+            instead=f"this process allows 1/{replicas} of the limits",
+            must_obey=True,
+            clock=lambda: clock_ns() / 1e9,
+        )
+        # one slot for all keys, as a cluster wants it of a script's
+        self._prefix = settings.prefix + "{rl}"
+        self._script = resources.files(__package__).joinpath("take.lua").read_bytes()
+        self._sha = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
+        self._own = Buckets(max_keys=settings.max_keys, clock_ns=clock_ns, share=replicas)
+        # rates come from the configuration: there are few
+        self._paces: dict[Rate, Pace] = {}
+        self._waiting: deque[_Call] = deque()  # those that Redis is deciding come first
+        self._called = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # None while nobody asks Redis
+
+    @property
+    def degraded(self) -> bool:
+        return self._loop is None or self._connection.gone
+
+    def take(self, charges: Sequence[Charge]) -> Taken | asyncio.Future[Taken]:
+        if (
+            self._loop is None
+            or self._connection.gone
+            or len(self._waiting) >= self._settings.max_waiting
+        ):
+            return self._own.take(charges)
+        answer: asyncio.Future[Taken] = self._loop.create_future()
+        paces = [self._pace(charge.rate) for charge in charges]
+        self._waiting.append(_Call(charges, paces, answer, self._clock_ns()))
+        self._called.set()
+        return answer
+
+    async def run(self) -> None:
+        """Ask Redis for those who wait, and look whether it is back, until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    await (self._look() if self._connection.gone else self._ask())
+                except Exception:  # the root of a task
+                    _logger.exception("what Redis answered could not be used")
+                    self._decide_alone()
+        finally:
+            self._loop = None
+            self._decide_alone()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def _look(self) -> None:
+        await asyncio.sleep(max(self._connection.look_in_s, _SHORTEST_LOOK_S))
+        asked = [((_LOOK,), (self._pace(_LOOK.rate),))]
+        with contextlib.suppress(Unanswered):
+            await self._connection.ask(lambda: self._decide(asked))
+
+    async def _ask(self) -> None:
+        if not self._waiting:
+            self._called.clear()
+            await self._called.wait()
+        calls = list(islice(self._waiting, _CALLS))
+        asked = [(call.charges, call.paces) for call in calls]
+        waited_s = (self._clock_ns() - calls[0].since_ns) / 1e9
+        try:
+            aheads = await self._connection.ask(
+                lambda: self._decide(asked),
+                timeout_s=max(self._settings.timeout_s - waited_s, 0.0),
+            )
+        except Unanswered:
+            self._decide_alone()
+            return
+        start = 0
+        for charges, paces, answer, _ in calls:
+            end = start + len(charges)
+            taken = settle(charges, paces, aheads[start:end])
+            start = end
+            if all(spent.allowed for spent in taken):
+                # so that there is no fresh burst to be had when Redis goes
+                self._own.record(charges)
+            self._waiting.popleft()
+            if not answer.done():  # its caller may have been cancelled
+                answer.set_result(taken)
+
+    async def _decide(self, asked: Sequence[tuple[Sequence[Charge], Sequence[Pace]]]) -> list[int]:
+        """How far ahead the bucket of each charge was."""
+        keys: list[bytes] = []
+        numbers: list[int] = []
+        for charges, paces in asked:
+            numbers.append(len(charges))
+            for charge, pace in zip(charges, paces, strict=True):
+                # what UTF-8 cannot hold is still a bucket of its own
+                keys.append((self._prefix + charge.bucket).encode("utf-8", "surrogatepass"))
+                numbers += (pace.tolerance, charge.units * pace.interval)
+        arguments = (len(keys), *keys, " ".join(map(str, numbers)))
+        execute: Any = self._connection.redis.execute_command  # without types
+        try:
+            answer = await execute("EVALSHA", self._sha, *arguments)
+        except NoScriptError:  # Redis was restarted, or told to forget its scripts
+            answer = await execute("EVAL", self._script, *arguments)
+        return [int(ahead) for ahead in answer.split()]
+
+    def _decide_alone(self) -> None:
+        while self._waiting:
+            call = self._waiting.popleft()
+            if not call.answer.done():
+                call.answer.set_result(self._own.take(call.charges))
+
+    def _pace(self, rate: Rate) -> Pace:
+        pace = self._paces.get(rate)
+        if pace is None:
+            pace = gcra.pace(rate.quota, rate.window_s, rate.burst, ticks_per_s=_TICKS_PER_S)
+            self._paces[rate] = pace
+        return pace

@@ -1,0 +1,189 @@
+"""How many requests are under way at a time, and who goes first where that is too many.
+
+Whoever is not let in at once waits, for a short time, in the order of urgency: online traffic
+before batch traffic, then by priority, then by arrival. What is less urgent is refused first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import msgspec
+
+from headrace.domain.calls import Call
+from headrace.domain.errors import HeadraceError, InvalidSettings, Overloaded, TenantBusy
+
+_RETRY_AFTER_S: Final = 1.0
+_Rank: TypeAlias = tuple[bool, int]  # whether it is batch traffic, and the priority: low is urgent
+
+
+class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many inference requests are under way at a time."""
+
+    #: Requests under way in this process; more of them wait.
+    max_concurrent: int = 2048
+    #: Requests of one tenant under way in this process; one more is answered 429. 0: no limit.
+    max_concurrent_per_tenant: int = 0
+    #: Share of `max_concurrent` that batch traffic may take, from 0 to 1.
+    batch_share: float = 0.5
+    #: Requests that wait to be let in; where there is one more, the least urgent is answered 503.
+    max_waiting: int = 256
+    #: Seconds that a request may wait to be let in; beyond it 503.
+    max_wait_s: float = 0.015
+    #: Priority, among those who wait, of a request that names none. 1 is the most urgent.
+    default_priority: int = 5
+
+
+def check(settings: AdmissionSettings) -> None:
+    """Refuse what would let nobody in. Raises InvalidSettings, naming the setting."""
+    if settings.max_concurrent < 1:
+        raise InvalidSettings("admission.max_concurrent: expected at least 1")
+    if not 0 <= settings.batch_share <= 1:
+        raise InvalidSettings(
+            f"admission.batch_share: expected a share from 0 to 1, got {settings.batch_share}"
+        )
+    if settings.default_priority < 1:
+        raise InvalidSettings("admission.default_priority: expected at least 1")
+
+
+class Waiter:
+    """A request that is not let in yet: await its future, and `give_up` where that fails."""
+
+    __slots__ = ("batch", "future", "granted", "rank", "tenant", "timer")
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, rank: _Rank, tenant: str, future: asyncio.Future[None]) -> None:
+        self.rank = rank
+        self.tenant = tenant
+        self.batch = rank[0]
+        self.future = future
+        self.granted = False
+
+
+class Admission:
+    """Lets requests in; whoever was let in must `leave`.
+
+    `count_refusal` is told the code of each error that is raised here.
+
+    Raises:
+        InvalidSettings: see `check`.
+    """
+
+    def __init__(
+        self, settings: AdmissionSettings, *, count_refusal: Callable[[str], None]
+    ) -> None:
+        check(settings)
+        self._settings = settings
+        self._count_refusal = count_refusal
+        self._max = settings.max_concurrent
+        self._max_batch = int(self._max * settings.batch_share)
+        self._max_of_tenant = settings.max_concurrent_per_tenant
+        self.in_flight = 0
+        self._batch_in_flight = 0
+        self._of_tenant: Counter[str] = Counter()
+        self._waiting: list[Waiter] = []  # the most urgent first
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be let in."""
+        return len(self._waiting)
+
+    def enter(self, call: Call) -> Waiter | None:
+        """Let a request in; a Waiter where it must wait.
+
+        Raises:
+            TenantBusy, Overloaded: it is refused, at once.
+        """
+        tenant, batch = call.principal.tenant, call.batch
+        if self._max_of_tenant and self._of_tenant[tenant] >= self._max_of_tenant:
+            msg = f"this tenant has {self._max_of_tenant} requests under way, and may have no more"
+            raise self._refusal(TenantBusy(msg, retry_after_s=_RETRY_AFTER_S))
+        if self._has_room(batch=batch):
+            self._let_in(tenant, batch=batch)
+            return None
+        return self._queue(call)
+
+    def leave(self, call: Call) -> None:
+        """A request that was let in is done: its place is the next one's."""
+        self._put_back(call.principal.tenant, batch=call.batch)
+
+    def give_up(self, waiter: Waiter) -> None:
+        """Whoever waited will not go on."""
+        waiter.timer.cancel()
+        if waiter.granted:
+            self._put_back(waiter.tenant, batch=waiter.batch)
+        elif waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+    def _has_room(self, *, batch: bool) -> bool:
+        return self.in_flight < self._max and (not batch or self._batch_in_flight < self._max_batch)
+
+    def _let_in(self, tenant: str, *, batch: bool) -> None:
+        self.in_flight += 1
+        if batch:
+            self._batch_in_flight += 1
+        if self._max_of_tenant:
+            self._of_tenant[tenant] += 1
+
+    def _put_back(self, tenant: str, *, batch: bool) -> None:
+        self.in_flight -= 1
+        if batch:
+            self._batch_in_flight -= 1
+        if self._max_of_tenant:
+            self._of_tenant[tenant] -= 1
+            if not self._of_tenant[tenant]:
+                del self._of_tenant[tenant]
+        if self._waiting:
+            self._let_next_in()
+
+    def _let_next_in(self) -> None:
+        for place, waiter in enumerate(self._waiting):
+            if self._has_room(batch=waiter.batch) and not self._is_busy(waiter.tenant):
+                del self._waiting[place]
+                waiter.timer.cancel()
+                if waiter.future.done():  # its coroutine was cancelled and has yet to give up
+                    self._let_next_in()
+                    return
+                waiter.granted = True
+                self._let_in(waiter.tenant, batch=waiter.batch)
+                waiter.future.set_result(None)
+                return
+
+    def _is_busy(self, tenant: str) -> bool:
+        """Whether the tenant's own limit was reached while one of its requests waited."""
+        return bool(self._max_of_tenant) and self._of_tenant[tenant] >= self._max_of_tenant
+
+    def _queue(self, call: Call) -> Waiter:
+        settings = self._settings
+        rank = (call.batch, call.priority or settings.default_priority)
+        if len(self._waiting) >= settings.max_waiting:
+            if not self._waiting or self._waiting[-1].rank <= rank:
+                raise self._refusal(_overloaded())
+            self._turn_away(self._waiting[-1])
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        wait_s = max(0.0, min(settings.max_wait_s, call.deadline - call.received))
+        waiter = Waiter(rank, call.principal.tenant, future)
+        waiter.timer = loop.call_later(wait_s, self._turn_away, waiter)
+        self._waiting.insert(bisect_right(self._waiting, rank, key=lambda w: w.rank), waiter)
+        return waiter
+
+    def _turn_away(self, waiter: Waiter) -> None:
+        self._waiting.remove(waiter)
+        waiter.timer.cancel()
+        if not waiter.future.done():
+            waiter.future.set_exception(self._refusal(_overloaded()))
+
+    def _refusal(self, error: HeadraceError) -> HeadraceError:
+        self._count_refusal(error.code)
+        return error
+
+
+def _overloaded() -> Overloaded:
+    msg = "this server has as many requests under way as it takes: try again"
+    return Overloaded(msg, retry_after_s=_RETRY_AFTER_S)

@@ -1,0 +1,72 @@
+"""What became of requests that came with an idempotency key, so that a repeat is not run again.
+
+Times are the store's own: processes whose clocks differ, or jump, agree on when a lease ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+#: How long a request that is under way keeps its key when its process says no more of it.
+LEASE_S: Final = 60.0
+#: How long an answer is kept.
+KEPT_S: Final = 24 * 3600.0
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True):
+    """A key, and whose it is: two callers never share one."""
+
+    tenant: str
+    principal: str
+    key: str
+
+
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """An answer as it is given again."""
+
+    status: int  # of HTTP
+    headers: Mapping[str, str]
+    body: str
+
+
+class IdempotencyStore(Protocol):
+    """Keys, and the answers to the requests that came with them.
+
+    `holder` is whoever runs the request, and nobody else's name. What a holder says after it lost
+    its lease to another changes nothing. Every method raises StoreUnavailable where the store does
+    not answer.
+    """
+
+    async def claim(
+        self, key: IdempotencyKey, *, request: str, holder: str, lease_s: float = LEASE_S
+    ) -> KeptAnswer | None:
+        """The answer to the request; None: there is none, and the holder is to make it.
+
+        `request` is the same text for the same request. Keys whose time is over are new.
+
+        Raises:
+            IdempotencyInFlight: another holder makes the answer.
+            IdempotencyMismatch: the key came with another request.
+        """
+        ...
+
+    async def renew(self, key: IdempotencyKey, *, holder: str, lease_s: float = LEASE_S) -> None:
+        """Go on holding a key: the lease begins anew."""
+        ...
+
+    async def keep(
+        self, key: IdempotencyKey, answer: KeptAnswer, *, holder: str, kept_s: float = KEPT_S
+    ) -> None:
+        """Keep the answer that the holder has made."""
+        ...
+
+    async def release(self, key: IdempotencyKey, *, holder: str) -> None:
+        """Let the key be new again: the holder has no answer that says what became of it."""
+        ...
+
+    async def forget(self) -> None:
+        """Remove the keys whose time is over."""
+        ...

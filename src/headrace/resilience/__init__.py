@@ -1,0 +1,1 @@
+"""What keeps one caller's or one backend's trouble from being everybody's."""

@@ -1,0 +1,40 @@
+"""Paths and methods that no route takes: what Starlette finds, as errors of the platform."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Match, Route
+
+from headrace.domain.errors import HeadraceError, InvalidRequest, MethodNotAllowed, NotFound
+
+_PATH_CHARS: Final = 256
+
+
+class WrongMethod(MethodNotAllowed):
+    """`allow` names the methods that the path is served with, as the Allow header does."""
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"this path can be asked with {allow}")
+        self.allow = allow
+
+
+def unserved(request: Request, found: HTTPException) -> HeadraceError:
+    """The platform's error for one of Starlette's."""
+    if found.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound(f"there is nothing at {request.scope['path'][:_PATH_CHARS]!a}")
+    if found.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return WrongMethod(", ".join(_methods(request)))
+    return InvalidRequest(found.detail)
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of a path: Starlette names those of its first route only."""
+    found: set[str] = set()
+    for route in request.app.router.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)

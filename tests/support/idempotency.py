@@ -1,0 +1,78 @@
+"""The port `IdempotencyStore` in memory, for tests of those who use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from headrace.domain.errors import IdempotencyInFlight, IdempotencyMismatch, StoreUnavailable
+from headrace.ports.idempotency import KEPT_S, LEASE_S, IdempotencyKey, KeptAnswer
+
+
+class _Row(msgspec.Struct):
+    request: str
+    holder: str
+    until: float
+    answer: KeptAnswer | None = None
+
+
+class MemoryIdempotencyStore:
+    """A store that lives as long as the object, by a `clock` in seconds.
+
+    For tests: every method that is named in `fail` raises StoreUnavailable, and `calls` has the
+    names of those that were called.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rows: dict[IdempotencyKey, _Row] = {}
+        self.fail: set[str] = set()
+        self.calls: list[str] = []
+        self._clock = clock
+
+    async def claim(
+        self, key: IdempotencyKey, *, request: str, holder: str, lease_s: float = LEASE_S
+    ) -> KeptAnswer | None:
+        self._called("claim")
+        row = self.rows.get(key)
+        if row is None or row.until <= self._clock():
+            self.rows[key] = _Row(request, holder, self._clock() + lease_s)
+            return None
+        if row.request != request:
+            raise IdempotencyMismatch("another request has this key")
+        if row.answer is None:
+            raise IdempotencyInFlight("it is under way", retry_after_s=1.0)
+        return row.answer
+
+    async def renew(self, key: IdempotencyKey, *, holder: str, lease_s: float = LEASE_S) -> None:
+        self._called("renew")
+        row = self._held(key, holder)
+        if row is not None:
+            row.until = self._clock() + lease_s
+
+    async def keep(
+        self, key: IdempotencyKey, answer: KeptAnswer, *, holder: str, kept_s: float = KEPT_S
+    ) -> None:
+        self._called("keep")
+        row = self._held(key, holder)
+        if row is not None:
+            row.answer, row.until = answer, self._clock() + kept_s
+
+    async def release(self, key: IdempotencyKey, *, holder: str) -> None:
+        self._called("release")
+        if self._held(key, holder) is not None:
+            del self.rows[key]
+
+    async def forget(self) -> None:
+        self._called("forget")
+        self.rows = {key: row for key, row in self.rows.items() if row.until > self._clock()}
+
+    def _held(self, key: IdempotencyKey, holder: str) -> _Row | None:
+        row = self.rows.get(key)
+        return row if row is not None and row.holder == holder and row.answer is None else None
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fail:
+            raise StoreUnavailable("the store does not answer")
