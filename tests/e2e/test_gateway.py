@@ -589,3 +589,25 @@ def test_tritonclient_sends_its_token_as_a_header(guarded: Server) -> None:
         assert client.infer("m", [x], headers=headers).as_numpy("y")[0, 0] == 2.0
         with pytest.raises(InferenceServerException, match="needs a valid token"):
             client.infer("m", [x])
+
+
+# The models of the folder
+
+
+def test_models_of_the_folder_are_everybodys_to_run_and_the_operators_to_unload(
+    models: Path, tmp_path: Path
+) -> None:
+    token = {"sha256": _digest("theirs"), "scopes": ["infer", "models:write"], "tenant": "acme"}
+    environment = {
+        "HEADRACE_AUTHENTICATION__TOKENS": json.dumps(
+            {"theirs": token, "ours": {**token, "sha256": _digest("ours"), "tenant": "default"}}
+        )
+    }
+    with serving(models, tmp_path / "log", environment=environment) as server:
+        unload = "/v2/repository/models/m/unload"
+        assert _ask(server, authorization="theirs").status == 200
+        refused = server.request("POST", unload, None, {"authorization": "theirs"})
+        assert (refused.status, refused.headers["x-error-code"]) == (403, "forbidden")
+        assert _ask(server, authorization="theirs").status == 200
+        assert server.request("POST", unload, None, {"authorization": "ours"}).status == 200
+        assert _ask(server, authorization="theirs").status == 404

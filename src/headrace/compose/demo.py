@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import secrets
 import shlex
 import signal
 import sys
@@ -32,6 +30,7 @@ from headrace.compose.demo_magika import Magika, Verdict
 from headrace.compose.platform import Platform
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.domain.tensors import Array
+from headrace.gateway.static_tokens import DEMO_TOKEN
 from headrace.settings import Settings, load
 from headrace.telemetry import logs
 
@@ -64,19 +63,18 @@ def run(files: Sequence[Path], *, keep: bool, http_port: int, version: str) -> N
     if not chosen:
         msg = "there is no file here to ask about: name some, as in headrace demo FILE..."
         raise InvalidSettings(msg)
-    token = secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         settings = load(
             overrides={
                 "server": {"host": "127.0.0.1", "http_port": http_port, "grpc_port": 0},
                 "storage": {"data_dir": str(Path(folder, "data"))},
-                "authentication": {"tokens": {"demo": hashlib.sha256(token.encode()).hexdigest()}},
+                "mode": "development",
                 "log": {"level": "warning", "access": "off"},
             }
         )
         logs.configure(settings.log, sys.stderr)
         demo_magika.write_repository(Path(folder, "models"), installed, magika)
-        demo = _Demo(settings, Path(folder), magika, top, token=token, version=version)
+        demo = _Demo(settings, Path(folder), magika, top, token=DEMO_TOKEN, version=version)
         problems = uvloop.run(demo.run(chosen, keep=keep))
     for problem in problems:
         sys.stderr.write(f"headrace: {logs.one_line(problem)}\n")

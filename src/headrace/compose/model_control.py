@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from headrace.domain.calls import ANONYMOUS
-from headrace.domain.errors import HeadraceError, InvalidRequest
+from headrace.domain.calls import OPERATOR
+from headrace.domain.errors import Forbidden, HeadraceError, InvalidRequest, UnknownModel
 from headrace.domain.names import version_order
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.on_demand import OnDemand
@@ -19,14 +19,17 @@ from headrace.router.resolution import Choice
 
 
 class FolderControl:
-    """The port `ModelControl` over the models of a folder."""
+    """The port `ModelControl` over the models of a folder, which everybody may ask.
 
-    def __init__(self, models: Models) -> None:
+    They are the operator's: only its tenant may load and unload them.
+    """
+
+    def __init__(self, models: Models, tenant: str = OPERATOR) -> None:
         self._models = models
+        self._tenant = tenant
 
     def of(self, tenant: str) -> FolderControl:
-        del tenant  # the folder is the operator's, for everybody
-        return self
+        return self if tenant == self._tenant else FolderControl(self._models, tenant)
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
         return self._models.describe(model, version)
@@ -41,10 +44,20 @@ class FolderControl:
         return self._models.index()
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
+        self._require_operator(model)
         await self._models.load(model, config_json=config_json)
 
     async def unload(self, model: str) -> None:
+        self._require_operator(model)
         await self._models.unload(model)
+
+    def _require_operator(self, model: str) -> None:
+        if self._tenant == OPERATOR:
+            return
+        if not any(entry.name == model for entry in self._models.index()):
+            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+        msg = f"models of the folder are loaded and unloaded by the tenant '{OPERATOR}' only"
+        raise Forbidden(msg)
 
 
 class WholeControl:
@@ -63,7 +76,7 @@ class WholeControl:
         registered: Models,
         load_s: float,
         clock: Callable[[], float],
-        tenant: str = ANONYMOUS.tenant,
+        tenant: str = OPERATOR,
     ) -> None:
         self._folder = folder
         self._router = router
@@ -78,7 +91,7 @@ class WholeControl:
         if tenant == self._tenant:
             return self
         return WholeControl(
-            self._folder,
+            self._folder.of(tenant),
             router=self._router,
             catalogue=self._catalogue,
             on_demand=self._on_demand,

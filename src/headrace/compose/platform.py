@@ -17,7 +17,7 @@ from headrace.adapters.model_repository import triton_json
 from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
-from headrace.compose.checks import check_exposure
+from headrace.compose.checks import check_exposure, is_loopback
 from headrace.compose.gate import Gate
 from headrace.compose.model_control import FolderControl, WholeControl
 from headrace.compose.registry import RegistryHouse, opened
@@ -342,7 +342,8 @@ class Platform:
         if self._gate.authenticate.anonymous:
             _logger.warning("no token is asked for: every caller on this machine is 'anonymous'")
         elif self.settings.mode == "development":
-            _logger.warning("development mode: a token that everybody knows may do everything")
+            level = logging.INFO if is_loopback(self.settings.server.host) else logging.WARNING
+            _logger.log(level, "development mode: a token that everybody knows may do everything")
 
     async def _stop(self) -> None:
         self._stopping = True

@@ -13,11 +13,15 @@ from headrace.domain.scopes import EVERYTHING, NOTHING, Grants
 PrincipalClass: TypeAlias = Literal["anonymous", "token", "key", "jwt", "demo"]
 
 
+#: Whose process it is: what all tenants share is changed by its callers only.
+OPERATOR: Final = "default"
+
+
 class Principal(msgspec.Struct, frozen=True):
     """Who calls, and what it may do. `tenant` owns what the caller creates."""
 
     name: str
-    tenant: str = "default"
+    tenant: str = OPERATOR
     grants: Grants = NOTHING
     kind: PrincipalClass = "token"
 

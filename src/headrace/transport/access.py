@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headrace.domain.calls import UNKNOWN, Principal
+from headrace.domain.calls import OPERATOR, UNKNOWN, Principal
 from headrace.domain.errors import Forbidden
 from headrace.domain.scopes import ADMIN, INFER, MODELS_READ, MODELS_WRITE
 
@@ -23,9 +23,12 @@ class Rule(msgspec.Struct, frozen=True):
     scope: str  # that is needed; "": any
     public: bool = False  # nobody is asked who they are
     or_infer: bool = False  # whoever may run the model that is asked about may come in too
+    operators: bool = False  # of the operator's tenant only, as it is for all tenants
 
     def require(self, principal: Principal, model: str = "") -> None:
         """Raises Forbidden, naming the scope that is lacking."""
+        if self.operators and principal.tenant != OPERATOR:
+            raise Forbidden(f"this is for callers of the tenant '{OPERATOR}', whose process it is")
         grants = principal.grants
         if self.public or (grants.has(self.scope) if self.scope else grants.any):
             return
@@ -46,6 +49,8 @@ READ: Final = Rule(MODELS_READ)
 READ_MODEL: Final = Rule(MODELS_READ, or_infer=True)
 WRITE: Final = Rule(MODELS_WRITE)
 MANAGE: Final = Rule(ADMIN)
+#: What changes the process itself.
+OPERATE: Final = Rule(ADMIN, operators=True)
 
 
 class GuardedRoute(Route):

@@ -17,7 +17,7 @@ from headrace.domain.names import require_name
 from headrace.ports.model_control import ModelControl, ModelDescription
 from headrace.transport.access import (
     ANY,
-    MANAGE,
+    OPERATE,
     PUBLIC,
     READ,
     READ_MODEL,
@@ -78,12 +78,12 @@ class ControlWire:
             ("POST", "/v2/repository/models/{model}/load", WRITE, self._load),
             ("POST", "/v2/repository/models/{model}/unload", WRITE, self._unload),
             ("GET", "/v2/logging", READ, self._get_logging),
-            ("POST", "/v2/logging", MANAGE, self._set_logging),
+            ("POST", "/v2/logging", OPERATE, self._set_logging),
         ]
         for prefix in ("/v2", model):
             routes += [
                 ("GET", f"{prefix}/trace/setting", READ, self._get_trace),
-                ("POST", f"{prefix}/trace/setting", MANAGE, self._set_trace),
+                ("POST", f"{prefix}/trace/setting", OPERATE, self._set_trace),
             ]
         for prefix in (model, f"{model}/versions/{{version}}"):
             routes += [
