@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.results import Results
-from bench.scenario import IDLE, REGISTRY
+from bench.scenario import GATEWAY, IDLE, REGISTRY
 
 #: What the naive handler cost where the limits were set, µs of processor time with JSON.
 _NAIVE_US: Final = {"tiny/c1": 269, "tiny/c64": 275, "mlp/c64": 403}
@@ -47,6 +47,7 @@ def verdicts(results: Results) -> list[Verdict]:
         *_latency(results),
         *_idle(results),
         *_registry(results),
+        *_gateway(results),
     ]
 
 
@@ -125,3 +126,11 @@ def _registry(results: Results) -> Iterator[Verdict]:
         # what remains is that a larger dictionary fits the processor's caches less well
         what = "routing look-up among 10,000 models: twice that among 10"
         yield Verdict(what, "µs", many, 2 * few)
+
+
+def _gateway(results: Results) -> Iterator[Verdict]:
+    added = results.median(GATEWAY, "added_us")
+    scale = _scale(results, "tiny", 64)
+    if added is not None and scale is not None:
+        what = "gateway with a cached JWT and a limit, beyond none (8)"
+        yield Verdict(what, "µs CPU", added, 8 * scale)

@@ -16,9 +16,10 @@ from bench.calibration import CalibrationOutcome, CalibrationTask
 from bench.compute import ComputeOutcome, ComputeTask, Cost
 from bench.cores import Cores
 from bench.failure import BenchFailure
+from bench.gateway import GatewayOutcome, GatewayTask
 from bench.load import LoadOutcome, LoadTask
 from bench.results import Results
-from bench.scenario import IDLE, REGISTRY, Plan, Scenario, compute_name
+from bench.scenario import GATEWAY, IDLE, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS, Server, Subject, serving
 from bench.workload import MODELS, Workload
 
@@ -88,6 +89,8 @@ class Campaign:
                 self._idle(small)
             for size in registry.SIZES if self._plan.registry else ():
                 self._registry(size)
+            if self._plan.gateway:
+                self._gateway()
         return self.results
 
     def _calibrate(self) -> None:
@@ -191,6 +194,14 @@ class Campaign:
             figures["after_mb"] = server.resident_mb()
         figures["look_up_us"] = registry.look_up_us(size)
         self._add(f"{REGISTRY}/{size}", **figures)
+
+    def _gateway(self) -> None:
+        outcome = child.run(
+            "bench.gateway", GatewayTask(self._lengths.seconds), GatewayOutcome,
+            on=self._cores.measured, timeout_s=_PATIENCE_S,
+        )  # fmt: skip
+        added_us = outcome.on_us - outcome.off_us
+        self._add(GATEWAY, off_us=outcome.off_us, on_us=outcome.on_us, added_us=added_us)
 
     def _add(self, name: str, **figures: float) -> None:
         self.results.add(name, **figures)

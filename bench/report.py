@@ -10,7 +10,7 @@ from bench import registry
 from bench.budget import verdicts
 from bench.campaign import BATCHES, CALIBRATION, IDLE_MODELS
 from bench.results import Results
-from bench.scenario import IDLE, REGISTRY, Plan, Scenario, compute_name
+from bench.scenario import GATEWAY, IDLE, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS
 from bench.table import Table
 from bench.workload import MODELS
@@ -79,7 +79,10 @@ class Report:
             scenarios = [s for s in self.plan.scenarios if s.model == model]
             if scenarios:
                 yield self._requests(model, scenarios)
-        for table in (self._compute(), self._processes(), self._registry(), self._budgets()):
+        tables = (
+            self._compute(), self._processes(), self._registry(), self._gateway(), self._budgets(),
+        )  # fmt: skip
+        for table in tables:
             if table.rows:
                 yield table
 
@@ -191,6 +194,19 @@ class Report:
                 self._show(name, "list_ms", ".2f"),
                 self._show(name, "look_up_us", ".2f"),
             ))  # fmt: skip
+        return table
+
+    def _gateway(self) -> Table:
+        columns = ("", "CPU µs", "(low–high)")
+        table = Table("The hot route without a network, and what the gateway adds", columns, left=1)
+        for what, figure in (
+            ("without the gateway", "off_us"),
+            ("with a cached JWT, one limit in memory, admission", "on_us"),
+            ("the gateway", "added_us"),
+        ):
+            if self.plan.gateway:
+                cost = self.results.median(GATEWAY, figure)
+                table.rows.append((what, _us(cost), _range(self.results.range(GATEWAY, figure))))
         return table
 
     def _budgets(self) -> Table:

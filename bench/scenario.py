@@ -11,6 +11,7 @@ from bench.workload import MODELS, Wire
 CONCURRENCY: Final = (1, 16, 64)
 IDLE: Final = "idle"
 REGISTRY: Final = "registry"
+GATEWAY: Final = "gateway"
 _WIRES: Final[dict[Subject, tuple[Wire, ...]]] = {
     "headrace": ("json", "binary"),
     "naive": ("json",),
@@ -53,10 +54,11 @@ class Plan:
     compute: tuple[str, ...]  # models
     idle: bool
     registry: bool
+    gateway: bool
 
     @property
     def empty(self) -> bool:
-        return not (self.scenarios or self.compute or self.idle or self.registry)
+        return not (self.scenarios or self.compute or self.idle or self.registry or self.gateway)
 
     def of(self, model: str, subject: Subject) -> list[Scenario]:
         return [s for s in self.scenarios if (s.model, s.subject) == (model, subject)]
@@ -72,4 +74,5 @@ def plan(only: str = "") -> Plan:
         tuple(model for model in MODELS if only in compute_name(model)),
         only in IDLE,
         only in REGISTRY,
+        only in GATEWAY,
     )

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
 _SAY_WAITING_S: Final = 10.0
-_GC_THRESHOLDS: Final = (20_000, 20, 50)  # requests leave no cycles: look seldom
+GC_THRESHOLDS: Final = (20_000, 20, 50)  # requests leave no cycles: look seldom
 
 
 class Platform:
@@ -373,7 +373,7 @@ class Platform:
         # what was made until now stays: the collector need not look at it again
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        gc.set_threshold(*GC_THRESHOLDS)
         self.loaded.set()
         self._say_ready()
         while self.settings.orchestrator.poll_s:

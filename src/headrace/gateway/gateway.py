@@ -71,8 +71,12 @@ class Gateway:
             grants = call.principal.grants
             if not (grants.infers_all or grants.may_infer(request.model)):
                 self._forbid(request.model)
-            if self._limits is not None:  # before anything that costs more than to refuse
-                standings = await self._spend(self._limits, request, call)
+            if (limits := self._limits) is not None:  # before what costs more than to refuse
+                asked = (call.principal, call.address, request.model)
+                spent = limits.spend(*asked, lambda: _rows(request))
+                if isinstance(spent, asyncio.Future):
+                    spent = limits.settle(*asked, await spent)
+                standings = spent
             narrowed = self._narrowed(request, call)
             waiter = self._admission.enter(narrowed)
             if waiter is not None:
@@ -114,13 +118,6 @@ class Gateway:
         taken = self._limits.spend(principal, address, "", _one)
         if isinstance(taken, asyncio.Future):
             return self._limits.settle(principal, address, "", await taken)
-        return taken
-
-    async def _spend(self, limits: Limits, request: InferRequest, call: Call) -> Sequence[Standing]:
-        principal, address, model = call.principal, call.address, request.model
-        taken = limits.spend(principal, address, model, lambda: _rows(request))
-        if isinstance(taken, asyncio.Future):
-            return limits.settle(principal, address, model, await taken)
         return taken
 
     def _forbid(self, model: str) -> NoReturn:

@@ -200,6 +200,8 @@ class Limits:
 
     def _settled(self, prepared: _Prepared, taken: Taken) -> Sequence[Standing]:
         policies = prepared.policies
+        if len(taken) == 1 and taken[0].allowed:  # as it nearly always is
+            return (policies[0].standing(taken[0]),)
         standings = [policies[i].standing(spent) for i, spent in enumerate(taken)]
         over = [(policies[i], spent) for i, spent in enumerate(taken) if not spent.allowed]
         if over:
