@@ -130,13 +130,16 @@ def _block_us(handler: Handler, headers: Mapping[bytes, bytes]) -> float:
         )
         for _ in range(_BLOCK)
     ]
+    statuses = set()
     began = time.process_time()
     for request in requests:
         try:
             handler(request).send(None)
         except StopIteration as stop:
-            assert stop.value.status == 200
-    return (time.process_time() - began) * 1e6 / _BLOCK
+            statuses.add(stop.value.status)
+    spent_s = time.process_time() - began
+    assert statuses == {200}
+    return spent_s * 1e6 / _BLOCK
 
 
 if __name__ == "__main__":

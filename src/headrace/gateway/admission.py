@@ -51,7 +51,7 @@ def check(settings: AdmissionSettings) -> None:
 
 
 class Waiter:
-    """A request that is not let in yet: await its future, and `give_up` where that fails."""
+    """A request that is not let in yet."""
 
     __slots__ = ("batch", "future", "granted", "rank", "tenant", "timer")
 
@@ -112,8 +112,15 @@ class Admission:
         """A request that was let in is done: its place is the next one's."""
         self._put_back(call.principal.tenant, batch=call.batch)
 
-    def give_up(self, waiter: Waiter) -> None:
-        """Whoever waited will not go on."""
+    async def wait(self, waiter: Waiter) -> None:
+        """Wait to be let in. Raises Overloaded; whoever is cancelled leaves no trace."""
+        try:
+            await waiter.future
+        except BaseException:
+            self._give_up(waiter)
+            raise
+
+    def _give_up(self, waiter: Waiter) -> None:
         waiter.timer.cancel()
         if waiter.granted:
             self._put_back(waiter.tenant, batch=waiter.batch)
@@ -146,7 +153,7 @@ class Admission:
             if self._has_room(batch=waiter.batch) and not self._is_busy(waiter.tenant):
                 del self._waiting[place]
                 waiter.timer.cancel()
-                if waiter.future.done():  # its coroutine was cancelled and has yet to give up
+                if waiter.future.done():  # its coroutine was cancelled and has yet to notice
                     self._let_next_in()
                     return
                 waiter.granted = True

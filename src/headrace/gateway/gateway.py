@@ -80,11 +80,7 @@ class Gateway:
             narrowed = self._narrowed(request, call)
             waiter = self._admission.enter(narrowed)
             if waiter is not None:
-                try:
-                    await waiter.future
-                except BaseException:
-                    self._admission.give_up(waiter)
-                    raise
+                await self._admission.wait(waiter)
             try:
                 model, version = request.model, request.version
                 response = await self.service.infer(request, narrowed)

@@ -164,14 +164,24 @@ async def test_a_tenant_at_its_limit_does_not_hold_up_those_who_wait_behind_it()
     assert third.granted
 
 
-async def test_who_gives_up_leaves_no_trace() -> None:
+async def _waiting(house: House, call: Call) -> tuple[Waiter, asyncio.Task[None]]:
+    waiter = house.waits(call)
+    task = asyncio.create_task(house.admission.wait(waiter))
+    await asyncio.sleep(0)
+    return waiter, task
+
+
+async def test_who_is_cancelled_leaves_no_trace() -> None:
     house = House()
     house.enter(_call())
-    waiting, granted = house.waits(_call()), house.waits(_call(9))
-    house.admission.give_up(waiting)
+    _, waiting = await _waiting(house, _call())
+    granted, task = await _waiting(house, _call(9))
+    waiting.cancel()
+    await asyncio.wait([waiting])
     house.admission.leave(_call())
     assert granted.granted
-    house.admission.give_up(granted)  # it was cancelled when the place was its own
+    task.cancel()  # when the place was its own, and it had yet to go on
+    await asyncio.wait([task])
     assert (house.admission.in_flight, house.admission.waiting) == (0, 0)
     assert house.enter(_call()) is None
 
@@ -179,11 +189,12 @@ async def test_who_gives_up_leaves_no_trace() -> None:
 async def test_a_place_never_goes_to_one_that_was_cancelled() -> None:
     house = House()
     house.enter(_call())
-    gone, next_one = house.waits(_call()), house.waits(_call())
-    gone.future.cancel()
+    _, gone = await _waiting(house, _call())
+    next_one = house.waits(_call())
+    gone.cancel()
     house.admission.leave(_call())
     assert next_one.granted
-    house.admission.give_up(gone)
+    await asyncio.wait([gone])
     assert house.admission.in_flight == 1
 
 
@@ -196,11 +207,7 @@ async def test_places_are_counted_right_whatever_happens() -> None:
         try:
             waiter = house.enter(call)
             if waiter is not None:
-                try:
-                    await waiter.future
-                except BaseException:
-                    house.admission.give_up(waiter)
-                    raise
+                await house.admission.wait(waiter)
         except HeadraceError:
             done["refused"] += 1
             return
