@@ -17,6 +17,7 @@ from headrace.domain.errors import (
     IdempotencyMismatch,
     InvalidRequest,
     PayloadTooLarge,
+    RateLimited,
     StorageFull,
     StoreUnavailable,
     Unauthenticated,
@@ -38,7 +39,7 @@ _LOCATION: Final = {
     "schema": {"type": "string", "format": "uri-reference"},
 }
 #: What every operation may come to.
-_ALWAYS: Final = (InvalidRequest, Unauthenticated, Forbidden, StoreUnavailable)
+_ALWAYS: Final = (InvalidRequest, Unauthenticated, Forbidden, RateLimited, StoreUnavailable)
 #: What every change that may have an idempotency key may come to besides, and every one of them
 #: that has a body.
 CHANGE: Final = (StorageFull, IdempotencyInFlight, IdempotencyMismatch)

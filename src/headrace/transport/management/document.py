@@ -14,7 +14,7 @@ from headrace.domain.errors import IdempotencyMismatch, PreconditionRequired
 from headrace.transport.management.fields import Problem
 from headrace.transport.management.idempotent import HEADER, METHODS, PATTERN
 from headrace.transport.management.problems import MEDIA_TYPE
-from headrace.transport.management.strict_route import JSON, MERGE_PATCH
+from headrace.transport.management.strict_route import JSON, MERGE_PATCH, StrictRoute
 from headrace.transport.status import STATUS
 
 _ABOUT: Final = """\
@@ -25,6 +25,9 @@ caller's tenant; what another tenant has is not found.
 names it in `If-Match`: 428 without, 412 where it was changed since. `If-None-Match` answers 304.
 
 **Errors** are problems (RFC 9457) with a stable `code`.
+
+**Callers** need a scope, which each operation names: 403 without. Where the platform has rate
+limits, answers tell in `RateLimit` and `RateLimit-Policy` where the caller stands: 429 beyond.
 
 **Lists** answer `next_cursor`, which `cursor` continues with.
 
@@ -75,8 +78,14 @@ def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
     schemas |= problem.pop("$defs")
     schemas["Problem"] = problem
     components["schemas"] = dict(sorted(schemas.items()))
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-    described["security"] = [{"bearer": []}]
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    described["security"] = [{"bearer": []}, {"key": []}]
+    for route in routes:
+        if isinstance(route, StrictRoute):
+            _tell_scopes(described["paths"][route.path], route)
     for path in described["paths"].values():
         for method, operation in path.items():
             _complete(method, operation)
@@ -87,6 +96,11 @@ def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
             operation["responses"][_CREATED]["links"] = _links(operation, operations)
     components["responses"] = dict(sorted(components["responses"].items()))
     return described
+
+
+def _tell_scopes(path: dict[str, Any], route: StrictRoute) -> None:
+    for method, rule in route.rules.items():
+        path[method.lower()]["description"] += f"\n\nNeeds the scope `{rule.scope}`."
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
