@@ -14,7 +14,7 @@ from bench import cores, machine
 from bench.campaign import Campaign, Lengths
 from bench.failure import BenchFailure
 from bench.report import NOTES, Report
-from bench.scenario import GATEWAY, IDLE, REGISTRY, SCENARIOS, compute_name, plan
+from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, SCENARIOS, compute_name, plan
 from bench.workload import MODELS
 
 _QUICK = Lengths(rounds=1, seconds=0.3)
@@ -56,7 +56,7 @@ def main(
     chosen = plan(only)
     if chosen.empty:
         names = [s.name for s in SCENARIOS] + [compute_name(m) for m in MODELS]
-        names += [IDLE, REGISTRY, GATEWAY]
+        names += [IDLE, REGISTRY, GATEWAY, OVERLOAD]
         raise click.UsageError(f"nothing has {only!r} in its name; there are:\n" + "\n".join(names))
     usual = _QUICK if quick else _USUAL
     lengths = Lengths(rounds=repeat or usual.rounds, seconds=seconds or usual.seconds)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.results import Results
-from bench.scenario import GATEWAY, IDLE, REGISTRY
+from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY
 
 #: What the naive handler cost where the limits were set, µs of processor time with JSON.
 _NAIVE_US: Final = {"tiny/c1": 269, "tiny/c64": 275, "mlp/c64": 403}
@@ -48,6 +48,7 @@ def verdicts(results: Results) -> list[Verdict]:
         *_idle(results),
         *_registry(results),
         *_gateway(results),
+        *_overload(results),
     ]
 
 
@@ -134,3 +135,15 @@ def _gateway(results: Results) -> Iterator[Verdict]:
     if added is not None and scale is not None:
         what = "gateway with a cached JWT and a limit, beyond none (8)"
         yield Verdict(what, "µs CPU", added, 8 * scale)
+
+
+def _overload(results: Results) -> Iterator[Verdict]:
+    peak, good, refused = (
+        results.median(OVERLOAD, figure)
+        for figure in ("peak_per_s", "good_per_s", "refused_p99_ms")
+    )
+    if peak is not None and good is not None:
+        what = "overload × 3: answers in time, 90 % of the peak"
+        yield Verdict(what, "1/s", good, 0.9 * peak, at_least=True)
+    if refused is not None:
+        yield Verdict("overload × 3: refusals, p99", "ms", refused, 20)

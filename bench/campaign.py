@@ -5,7 +5,7 @@ Rounds rather than repetitions in a row: what else the machine does then falls o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +18,16 @@ from bench.cores import Cores
 from bench.failure import BenchFailure
 from bench.gateway import GatewayOutcome, GatewayTask
 from bench.load import LoadOutcome, LoadTask
+from bench.overload import OverloadOutcome, OverloadTask
 from bench.results import Results
-from bench.scenario import GATEWAY, IDLE, REGISTRY, Plan, Scenario, compute_name
+from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS, Server, Subject, serving
 from bench.workload import MODELS, Workload
 
 IDLE_MODELS: Final = 10
+OVERLOADED: Final = "magika"  # few requests a second are too many for it, so the generator keeps up
+OVERLOAD_FACTOR: Final = 3
+OVERLOAD_DEADLINE_S: Final = 1
 BATCHES: Final = (1, 64)
 CALIBRATION: Final = "calibration"
 _OK: Final = 200
@@ -91,6 +95,8 @@ class Campaign:
                 self._registry(size)
             if self._plan.gateway:
                 self._gateway()
+            if self._plan.overload:
+                self._overload()
         return self.results
 
     def _calibrate(self) -> None:
@@ -125,12 +131,10 @@ class Campaign:
         if status != _OK:
             raise BenchFailure(f"the first answer was {status}: {answer[:300]!r}")
         work.check(answer_headers, answer)
-        lines = {"Host": f"127.0.0.1:{server.port}", **headers, "Content-Length": str(len(body))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         before = _batches(server, scenario)
         task = LoadTask(
             port=server.port,
-            request=f"POST {work.path} HTTP/1.1\r\n{head}\r\n".encode() + body,
+            request=_request(work, headers, body),
             connections=scenario.concurrency,
             warm_up_s=self._lengths.warm_up_s,
             seconds=self._lengths.seconds,
@@ -203,6 +207,42 @@ class Campaign:
         added_us = outcome.on_us - outcome.off_us
         self._add(GATEWAY, off_us=outcome.off_us, on_us=outcome.on_us, added_us=added_us)
 
+    def _overload(self) -> None:
+        """Three times as much as can be served, by clients that do not wait for each other."""
+        folder = self._folder / f"overload-{self._round}"
+        work = workload.make(OVERLOADED, folder)
+        headers, body = work.request("json")
+        headers = {**headers, "Request-Timeout": str(OVERLOAD_DEADLINE_S)}
+        request = _request(work, headers, body)
+        log_file = self._folder / f"overload-{self._round}.log"
+        with serving("headrace", folder, log_file, on=self._cores.measured) as server:
+            usual = child.run(
+                "bench.load",
+                LoadTask(
+                    port=server.port, request=request, connections=16,
+                    warm_up_s=self._lengths.warm_up_s, seconds=self._lengths.seconds,
+                    server_pid=server.pid,
+                ),
+                LoadOutcome, on=self._cores.load, timeout_s=self._lengths.seconds + _PATIENCE_S,
+            )  # fmt: skip
+            peak_per_s = usual.requests / usual.elapsed_s
+            seconds = max(5 * self._lengths.seconds, 2 * OVERLOAD_DEADLINE_S)
+            outcome = child.run(
+                "bench.overload",
+                OverloadTask(server.port, request, OVERLOAD_FACTOR * peak_per_s, seconds),
+                OverloadOutcome, on=self._cores.load, timeout_s=seconds + _PATIENCE_S,
+            )  # fmt: skip
+        self._add(
+            OVERLOAD,
+            peak_per_s=peak_per_s,
+            good_per_s=outcome.good_per_s,
+            good_p99_ms=outcome.good_p99_ms,
+            refused=outcome.refused,
+            refused_p99_ms=outcome.refused_p99_ms,
+            late=outcome.late,
+            other=outcome.other,
+        )
+
     def _add(self, name: str, **figures: float) -> None:
         self.results.add(name, **figures)
         shown = "  ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
@@ -218,3 +258,9 @@ def _batches(server: Server, scenario: Scenario) -> tuple[float, float]:
         for part in ("sum", "count")
     )
     return rows, runs
+
+
+def _request(work: Workload, headers: Mapping[str, str], body: bytes) -> bytes:
+    lines = {"Host": "127.0.0.1", **headers, "Content-Length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {work.path} HTTP/1.1\r\n{head}\r\n".encode() + body

@@ -8,9 +8,16 @@ from typing import Final
 
 from bench import registry
 from bench.budget import verdicts
-from bench.campaign import BATCHES, CALIBRATION, IDLE_MODELS
+from bench.campaign import (
+    BATCHES,
+    CALIBRATION,
+    IDLE_MODELS,
+    OVERLOAD_DEADLINE_S,
+    OVERLOAD_FACTOR,
+    OVERLOADED,
+)
 from bench.results import Results
-from bench.scenario import GATEWAY, IDLE, REGISTRY, Plan, Scenario, compute_name
+from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS
 from bench.table import Table
 from bench.workload import MODELS
@@ -80,7 +87,8 @@ class Report:
             if scenarios:
                 yield self._requests(model, scenarios)
         tables = (
-            self._compute(), self._processes(), self._registry(), self._gateway(), self._budgets(),
+            self._compute(), self._processes(), self._registry(), self._gateway(),
+            self._overload(), self._budgets(),
         )  # fmt: skip
         for table in tables:
             if table.rows:
@@ -207,6 +215,22 @@ class Report:
             if self.plan.gateway:
                 cost = self.results.median(GATEWAY, figure)
                 table.rows.append((what, _us(cost), _range(self.results.range(GATEWAY, figure))))
+        return table
+
+    def _overload(self) -> Table:
+        columns = (
+            "peak/s, c = 16", "in time/s", "p99 ms", "refused", "refused p99 ms", "late", "other",
+        )  # fmt: skip
+        title = (
+            f"{OVERLOADED} at {OVERLOAD_FACTOR} × its peak, open loop, "
+            f"deadline {OVERLOAD_DEADLINE_S} s"
+        )
+        table = Table(title, columns, left=0)
+        figures = (
+            "peak_per_s", "good_per_s", "good_p99_ms", "refused", "refused_p99_ms", "late", "other",
+        )  # fmt: skip
+        if self.plan.overload:
+            table.rows.append(tuple(self._show(OVERLOAD, figure, ",.0f") for figure in figures))
         return table
 
     def _budgets(self) -> Table:

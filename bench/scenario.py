@@ -12,6 +12,7 @@ CONCURRENCY: Final = (1, 16, 64)
 IDLE: Final = "idle"
 REGISTRY: Final = "registry"
 GATEWAY: Final = "gateway"
+OVERLOAD: Final = "overload"
 _WIRES: Final[dict[Subject, tuple[Wire, ...]]] = {
     "headrace": ("json", "binary"),
     "naive": ("json",),
@@ -55,10 +56,12 @@ class Plan:
     idle: bool
     registry: bool
     gateway: bool
+    overload: bool
 
     @property
     def empty(self) -> bool:
-        return not (self.scenarios or self.compute or self.idle or self.registry or self.gateway)
+        alone = self.idle or self.registry or self.gateway or self.overload
+        return not (self.scenarios or self.compute or alone)
 
     def of(self, model: str, subject: Subject) -> list[Scenario]:
         return [s for s in self.scenarios if (s.model, s.subject) == (model, subject)]
@@ -75,4 +78,5 @@ def plan(only: str = "") -> Plan:
         only in IDLE,
         only in REGISTRY,
         only in GATEWAY,
+        only in OVERLOAD,
     )

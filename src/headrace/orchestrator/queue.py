@@ -38,6 +38,9 @@ class RequestQueue:
         }
         self._delayed: OrderedDict[Pending, None] = OrderedDict()
         self._length = 0
+        self._rows = dict.fromkeys(self._levels, 0)  # without those that were delayed
+        #: The level of what gives way to all others.
+        self.last_level = levels
 
     def __len__(self) -> int:
         return self._length
@@ -49,6 +52,10 @@ class RequestQueue:
     def level(self, priority: int) -> int:
         """The level for a request's priority; 0 and unknown ones get the default, as in Triton."""
         return priority if priority in self._levels else self._default_level
+
+    def rows_before(self, level: int) -> int:
+        """Rows that will be run before a request that is put at the end of `level` now."""
+        return sum(rows for each, rows in self._rows.items() if each <= level)
 
     def timeout_s(self, level: int, asked_us: int) -> float:
         """How long a request of `level` may wait; `asked_us` is its own wish, 0 for none."""
@@ -77,6 +84,7 @@ class RequestQueue:
             raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
         level[request] = None
         self._length += 1
+        self._rows[request.level] += request.rows
 
     def discard(self, request: Pending) -> None:
         """Take a request out, wherever it stands; harmless if it is not in."""
@@ -84,6 +92,8 @@ class RequestQueue:
         if request in line:
             del line[request]
             self._length -= 1
+            if not request.delayed:
+                self._rows[request.level] -= request.rows
 
     def delay(self, request: Pending) -> None:
         """Put a request behind all others."""

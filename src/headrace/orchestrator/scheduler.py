@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from headrace.domain.errors import (
@@ -25,6 +26,7 @@ from headrace.orchestrator.execution import Execution
 from headrace.orchestrator.execution_time import ExecutionTime
 from headrace.orchestrator.instance import Instance
 from headrace.orchestrator.metrics import VersionMetrics
+from headrace.orchestrator.pace import Pace
 from headrace.orchestrator.pending import Pending
 from headrace.orchestrator.queue import RequestQueue
 from headrace.orchestrator.statistics import VersionStatistics
@@ -49,9 +51,12 @@ class Scheduler:
         queue_limit: int,
         loop: asyncio.AbstractEventLoop,
         metrics: VersionMetrics,
+        clock: Callable[[], float] = time.perf_counter,  # the loop's own has milliseconds only
     ) -> None:
+        self._clock = clock
         self.queue = RequestQueue(batching, limit=queue_limit)
         self.times = ExecutionTime()
+        self._pace = Pace()
         self.statistics = VersionStatistics()
         self._metrics = metrics
         self._batching = batching
@@ -104,6 +109,7 @@ class Scheduler:
             self._run_here(Run([request], request.rows), request.enqueued)
         else:
             try:
+                self._require_time(request)
                 self.queue.push(request)
             except QueueFull:
                 self._in_flight -= 1
@@ -158,6 +164,15 @@ class Scheduler:
             and self._bounded
             and self.times.predict(request.rows) < _INLINE_BELOW_S
         )
+
+    def _require_time(self, request: Pending) -> None:
+        """Refuse at once what would be late when its turn came: it would keep others waiting."""
+        if not self.queue:
+            return
+        wait_s = self._pace.wait_s(self.queue.rows_before(request.level) + request.rows)
+        if request.enqueued + wait_s > request.deadline:
+            msg = f"the queue takes about {wait_s:.3g} s, which is longer than the deadline allows"
+            raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
 
     def _end_turn(self) -> None:
         self._same_turn = False
@@ -217,6 +232,7 @@ class Scheduler:
         """Hand the outcomes to those who still wait, and count these; the others were counted."""
         instance.run = None
         self._idle.append(instance)
+        self._pace.ended(run.rows, self._clock(), others_wait=bool(self.queue))
         self._last_run = len(run.requests)
         since = instance.since
         observe_wait = self._metrics.queue_seconds.observe

@@ -76,7 +76,7 @@ class ServedVersion:
             msg = "the deadline passed before the model was asked"
             raise DeadlineExceeded(msg)
         queue = self.scheduler.queue
-        level = queue.level(call.priority)
+        level = queue.last_level if call.batch else queue.level(call.priority)
         pending = Pending(
             bound.inputs,
             bound.rows,

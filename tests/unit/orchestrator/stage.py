@@ -174,6 +174,7 @@ class Stage:
             queue_limit=queue_limit,
             loop=self.clock.loop,
             metrics=self.metrics,
+            clock=self.clock.time,
         )
         self.requests: list[Pending] = []
 

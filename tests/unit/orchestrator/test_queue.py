@@ -24,6 +24,20 @@ def _policy(**options: object) -> Batching:
 # Order
 
 
+async def test_rows_before_a_level_are_those_of_it_and_of_more_urgent_ones() -> None:
+    queue = _queue()
+    requests = [pending(0, level=level) for level in (3, 2, 2, 1)]
+    for request in requests:
+        queue.push(request)
+    assert [queue.rows_before(level) for level in (1, 2, 3)] == [1, 3, 4]
+    queue.discard(requests[1])
+    queue.delay(requests[2])
+    assert [queue.rows_before(level) for level in (1, 2, 3)] == [1, 1, 2]
+    for request in requests:
+        queue.discard(request)
+    assert [queue.rows_before(level) for level in (1, 2, 3)] == [0, 0, 0]
+
+
 async def test_requests_of_one_level_stand_in_the_order_of_arrival() -> None:
     queue = _queue()
     requests = [pending(i) for i in range(4)]

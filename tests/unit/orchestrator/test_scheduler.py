@@ -23,6 +23,7 @@ from headrace.domain.tensors import Array
 from headrace.orchestrator import execution
 from headrace.ports.executor import Arrays
 from tests.support.executors import FakeExecutor, GatedExecutor, failing, plus
+from tests.support.waiting import until
 from tests.unit.orchestrator.stage import NOTHING, Stage, Ticks, turns, values
 
 HERE = threading.get_ident()
@@ -420,6 +421,56 @@ async def test_a_request_whose_deadline_has_passed_is_never_run() -> None:
     assert outcomes[1] == [3]
     assert executor.values == [[2]]
     assert stage.left_over == NOTHING
+
+
+async def _paced(busy: Busy, rows_s: float) -> Stage:
+    """A stage whose runs of one row have followed each other every `rows_s`, at work on one."""
+    stage = await busy.begin()
+    waiting = [stage.send(0, key=(n,)) for n in range(3)]  # of keys that cannot be merged
+    await turns()
+    for _ in range(3):
+        stage.clock.advance(rows_s)
+        busy.executor.release(1)
+        await busy.executor.begun()
+        await turns()
+    del waiting
+    return stage
+
+
+async def test_what_would_be_late_when_its_turn_came_is_refused_at_once() -> None:
+    busy = Busy()
+    stage = await _paced(busy, 2.0)
+    ahead = [stage.send(0, key=("ahead", n)) for n in range(3)]
+    await turns()
+    late, in_time = stage.send(1, within_s=7.0), stage.send(2, within_s=9.0)
+    await turns()
+    (outcome,) = await _outcomes(late)
+    assert isinstance(outcome, QueueFull)
+    assert outcome.retry_after_s == 1.0
+    assert "longer than the deadline allows" in outcome.message
+    assert not in_time.done()
+    busy.executor.release(1000)
+    assert await _outcomes(*ahead, in_time) == [[0 + 1]] * 3 + [[3]]
+
+
+async def test_the_urgent_wait_for_the_urgent_only() -> None:
+    busy = Busy()
+    stage = await _paced(busy, 2.0)
+    ahead = [stage.send(0, key=("ahead", n), priority=3) for n in range(3)]
+    await turns()
+    urgent = stage.send(1, within_s=7.0, priority=1)
+    await turns()
+    assert not urgent.done()
+    busy.executor.release(1000)
+    await _outcomes(*ahead, urgent)
+
+
+async def test_where_nobody_waits_no_deadline_is_too_short_to_be_tried() -> None:
+    busy = Busy()
+    stage = await _paced(busy, 2.0)
+    busy.executor.release(1000)
+    await until(lambda: stage.left_over == NOTHING)
+    assert await _outcomes(stage.send(1, within_s=0.5)) == [[2]]
 
 
 async def test_a_request_that_expires_in_the_queue_leaves_it() -> None:

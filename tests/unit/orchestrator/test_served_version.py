@@ -68,10 +68,11 @@ class House:
         deadline: float = math.inf,
         priority: int = 0,
         id: str = "",
+        batch: bool = False,
     ) -> InferResponse:
         tensor = Tensor("x", "FP32", np.array([[v] for v in values], dtype=np.float32))
         content = InferContent([tensor], id, parameters or {}, outputs)
-        call = Call("r", received=received, deadline=deadline, priority=priority)
+        call = Call("r", received=received, deadline=deadline, priority=priority, batch=batch)
         return await self.version.infer(InferRequest("m", decoded=content), call)
 
     def send(self, *values: float, **options: Any) -> asyncio.Task[InferResponse]:
@@ -251,3 +252,17 @@ async def test_a_version_is_ready_while_one_instance_can_run_a_request() -> None
     executor.release()
     await house.clock.heard.get()
     assert house.version.ready
+
+
+async def test_batch_traffic_stands_behind_whatever_urgency_it_asks_for() -> None:
+    executor = GatedExecutor(_answer)
+    house = House(executor)
+    first = house.send(0)
+    await executor.begun()
+    batch, online = house.send(1, batch=True, priority=1), house.send(2, priority=2)
+    await turns()
+    assert [pending.level for pending in house.version.scheduler.queue] == [2, 3]
+    executor.release(3)
+    await asyncio.wait([first, batch, online])
+    for task in (first, batch, online):
+        task.exception()
