@@ -7,6 +7,7 @@ do to a server which cannot keep up.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from typing import Final, cast
@@ -33,7 +34,7 @@ class OverloadTask(msgspec.Struct, frozen=True):
 
 
 class OverloadOutcome(msgspec.Struct, frozen=True):
-    """What became of the requests: `good_per_s` were answered 200, over the time they came in."""
+    """What became of the requests: `good_per_s` were answered 200 while others still came in."""
 
     sent: int
     good_per_s: float
@@ -80,6 +81,8 @@ class _Load:
         self._task = task
         self.idle: deque[_Connection] = deque()
         self.statuses: Counter[int] = Counter()
+        self.until = math.inf  # what is answered later is not of the overload any more
+        self.good = 0
         self.good_s: list[float] = []
         self.refused_s: list[float] = []
         self.under_way = 0
@@ -89,6 +92,7 @@ class _Load:
         self.statuses[status] += 1
         if status == _OK:
             self.good_s.append(seconds)
+            self.good += time.perf_counter() < self.until
         elif status in _REFUSED:
             self.refused_s.append(seconds)
 
@@ -112,6 +116,7 @@ async def measure(task: OverloadTask) -> OverloadOutcome:
     """Send what is due until the time is over, and wait for the last answers."""
     load = _Load(task)
     began = time.perf_counter()
+    load.until = began + task.seconds
     sent = 0
     async with asyncio.TaskGroup() as tasks:
         while (now := time.perf_counter()) - began < task.seconds:
@@ -126,7 +131,7 @@ async def measure(task: OverloadTask) -> OverloadOutcome:
     refused = sum(statuses[status] for status in _REFUSED)
     return OverloadOutcome(
         sent=sent,
-        good_per_s=statuses[_OK] / task.seconds,
+        good_per_s=load.good / task.seconds,
         good_p99_ms=_p99_ms(load.good_s),
         refused=refused,
         refused_p99_ms=_p99_ms(load.refused_s),
