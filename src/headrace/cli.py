@@ -25,6 +25,7 @@ from headrace.compose.settings_options import (
 from headrace.compose.settings_text import as_toml, toml_key, toml_value
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.domain.scopes import ADMIN
+from headrace.gateway.static_tokens import require_free
 from headrace.settings import load
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -207,15 +208,14 @@ def token(*, name: str, scopes: tuple[str, ...], tenant: str | None) -> None:
         raise InvalidSettings(msg)
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    if scopes or tenant:
-        lines = [
-            f"[authentication.tokens.{toml_key(name)}]",
-            f"sha256 = {toml_value(digest)}",
-            f"scopes = {toml_value(list(dict.fromkeys(scopes)) or [ADMIN])}",
-        ]
-        lines += [f"tenant = {toml_value(tenant)}"] if tenant else []
-    else:
-        lines = ["[authentication.tokens]", f"{toml_value(name)} = {toml_value(digest)}"]
+    require_free(name)
+    # a table of its own, so that several can be pasted one after the other
+    lines = [
+        f"[authentication.tokens.{toml_key(name)}]",
+        f"sha256 = {toml_value(digest)}",
+        f"scopes = {toml_value(list(dict.fromkeys(scopes)) or [ADMIN])}",
+    ]
+    lines += [f"tenant = {toml_value(tenant)}"] if tenant else []
     click.echo(f"token:   {secret}")
     click.echo("setting: " + "\n         ".join(lines))
 

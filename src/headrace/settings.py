@@ -140,12 +140,26 @@ def _convert(tree: Mapping[str, Any], where: str) -> Settings:
         if "[...]" in path:  # a key of a mapping, which msgspec does not name
             path = path.replace("[...]", _odd_key(tree, path))
         path = path.rstrip("`")
+        if reason.startswith("Invalid enum value"):
+            reason += _choices(path)
         key, _, rest = reason.partition(" ")
         key = key.removesuffix(":")
         if path in tree and isinstance(tree[path], dict) and key in _hints(_type_of(path)):
             path, reason = f"{path}.{key}", rest  # a section's own check, which names the key first
         msg = f"{where}{path}: {reason}" if path else f"{where}{reason}"
         raise InvalidSettings(msg) from None
+
+
+def _choices(path: str) -> str:
+    """What a setting may be where it is one of a few words; "" where that is not known."""
+    kind: Any = Settings
+    for part in path.split("."):
+        hints = _hints(kind) if _is_section(kind) else {}
+        if part not in hints:
+            return ""
+        kind = hints[part]
+    words = ", ".join(f"'{word}'" for word in get_args(kind) if isinstance(word, str))
+    return f"; it is one of {words}" if words else ""
 
 
 def _with_kinds(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,8 +231,15 @@ def _from_environment(name: str, text: str) -> dict[str, Any]:
             value = msgspec.json.decode(text, type=kind)
         else:
             value = msgspec.convert(text, kind, strict=False)
-    except msgspec.DecodeError as error:  # the base of ValidationError
-        msg = f"environment variable {name}: {error}"
+    except msgspec.ValidationError as error:
+        reason = str(error)
+        if reason.startswith("Invalid enum value"):
+            reason += _choices(".".join(keys))
+        msg = f"environment variable {name}: {reason}"
+        raise InvalidSettings(msg) from None
+    except msgspec.DecodeError:
+        like = '{"name": …}' if _is_mapping(kind) else '["one", "two"]'
+        msg = f"environment variable {name}: expected JSON, as {like}"
         raise InvalidSettings(msg) from None
     for key in reversed(keys):
         value = {key: value}
@@ -270,6 +291,13 @@ def _check_ranges(settings: Settings) -> None:
             raise InvalidSettings(msg)
     if settings.server.http_port == settings.server.grpc_port != 0:
         msg = f"server.http_port and server.grpc_port are both {settings.server.http_port}"
+        raise InvalidSettings(msg)
+    http = settings.http
+    if http.max_buffered_bytes < http.max_body_bytes:
+        msg = (
+            f"http.max_buffered_bytes ({http.max_buffered_bytes}) is below http.max_body_bytes "
+            f"({http.max_body_bytes}): a body between the two could never be taken"
+        )
         raise InvalidSettings(msg)
     gateway = settings.gateway
     if not gateway.default_timeout_s:

@@ -269,6 +269,10 @@ def test_in_development_mode_the_demo_token_is_let_in_and_nobody_without(
         ({"AUTHENTICATION__TOKENS__x": _digest("headrace-demo")}, "authentication.tokens.x"),
         ({"SERVER__HOST": "0.0.0.0"}, "server.host"),  # noqa: S104 - what is refused
         ({"SERVER__HOST": "::"}, "server.host"),
+        ({"SERVER__HOST": "::", "MODE": "development"}, "mode is development"),
+        ({"MODE": "dev"}, "'production', 'development'"),
+        ({"JWT__AUDIENCE": "headrace"}, "JWT__AUDIENCE: expected JSON"),
+        ({"AUTHENTICATION__TOKENS__anonymous": "0" * 64}, "authentication.tokens.anonymous"),
         ({"JWT__ISSUER": ISSUER}, "jwt.audience"),
         ({"JWT__ISSUER": ISSUER, "JWT__AUDIENCE": '["a"]'}, "jwt.jwks_url"),
         ({"JWT__AUDIENCE": '["a"]', "JWT__SECRET": "x" * 32}, "jwt.issuer"),
@@ -301,6 +305,7 @@ def test_a_platform_that_asks_for_keys_gets_its_first_one_from_the_command_line(
     }
     with serving(models, tmp_path / "log", environment=environment) as server:
         assert _ask(server).status == 401
+        assert "there is no key yet" in server.log_text()
         made = run_cli(
             ["keys", "create", "first", "--scope", "infer", "--local"], environment=environment
         )
@@ -589,6 +594,22 @@ def test_tritonclient_sends_its_token_as_a_header(guarded: Server) -> None:
         assert client.infer("m", [x], headers=headers).as_numpy("y")[0, 0] == 2.0
         with pytest.raises(InferenceServerException, match="needs a valid token"):
             client.infer("m", [x])
+
+
+# Where nobody is asked for a credential
+
+
+def test_a_web_page_cannot_use_a_platform_that_asks_nobody(models: Path, tmp_path: Path) -> None:
+    with serving(models, tmp_path / "log") as server:
+        simple = {"origin": "https://evil.example", "content-type": "text/plain"}
+        unload = "/v2/repository/models/m/unload"
+        assert server.request("POST", unload, "{}", simple).status == 403
+        rebound = {"host": f"rebind.evil.example:{server.port}", "accept-language": "en"}
+        assert server.request("GET", "/api/v1/models", None, rebound).status == 403
+        assert _ask(server, host="rebind.evil.example", accept_language="en").status == 403
+        assert _ask(server, origin="https://evil.example").status == 403
+        assert _ask(server, origin=f"http://localhost:{server.port}").status == 200
+        assert server.request("GET", "/metrics", None, rebound).status == 200
 
 
 # The models of the folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import resource
 import select
@@ -291,6 +292,92 @@ def test_2000_idle_connections_cost_at_most_20_kib_each(roomy: Server, first: by
         assert roomy.infer("tiny", BODY).status == 200
     assert each <= 20 * 1024
     assert resting(roomy) <= before + count * 20 * 1024
+
+
+LARGE_BYTES: Final = 30_000_000
+SENDERS: Final = 10
+ROOM: Final = SENDERS * LARGE_BYTES
+TOKEN: Final = "of-alice"
+MEGABYTES: Final = 1_000_000
+
+
+@pytest.fixture
+def asking(models: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server that asks for a token, and has room for a few large bodies."""
+    tokens = {"alice": hashlib.sha256(TOKEN.encode()).hexdigest()}
+    environment = {
+        "HEADRACE_AUTHENTICATION__TOKENS": json.dumps(tokens),
+        "HEADRACE_AUTHENTICATION__FAILURES_PER_MINUTE": "0",
+        "HEADRACE_HTTP__MAX_BUFFERED_BYTES": str(ROOM),
+    }
+    with serving(models, tmp_path / "log", environment=environment) as server:
+        yield server
+        assert "Traceback" not in server.log_text()
+
+
+def large_head(token: str = "", *, size_bytes: int = LARGE_BYTES) -> bytes:
+    headers: dict[str, str | int] = {"Content-Length": size_bytes}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {ROUTE} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode()
+
+
+def buffered(server: Server) -> int:
+    return int(server.metric("headrace_http_buffered_bytes"))
+
+
+def test_large_bodies_of_the_unknown_take_no_memory(asking: Server) -> None:
+    before = rss_bytes(asking.process.pid)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(asking.port)) for _ in range(SENDERS)]
+        for client in clients:
+            client.send(large_head())
+        for client in clients:
+            client.send(bytes(LARGE_BYTES - 1))
+        assert rss_bytes(asking.process.pid) < before + 20 * MEGABYTES
+        assert buffered(asking) == 0
+    with RawClient(asking.port) as client:
+        client.send(large_head("of-nobody"))
+        (answer,) = client.answers()
+        assert answer.status == 401
+        assert "www-authenticate" in answer.headers
+        assert "token" in answer.error
+
+
+def test_large_bodies_leave_no_memory_behind(asking: Server) -> None:
+    before = resting(asking)
+    with contextlib.ExitStack() as stack:
+        for _ in range(SENDERS):
+            client = stack.enter_context(RawClient(asking.port))
+            client.send(large_head(TOKEN) + bytes(LARGE_BYTES - 1))
+        eventually(lambda: buffered(asking) == SENDERS * (LARGE_BYTES - 1))
+        assert rss_bytes(asking.process.pid) > before + ROOM * 0.9
+    eventually(lambda: buffered(asking) == 0)
+    eventually(lambda: rss_bytes(asking.process.pid) < before * 1.1 + 20 * MEGABYTES)
+
+
+def test_a_large_body_is_a_503_while_there_is_no_room(asking: Server) -> None:
+    size_bytes = 60 * MEGABYTES
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(RawClient(asking.port)) for _ in range(5)]
+        for client in holders:
+            client.send(large_head(TOKEN, size_bytes=size_bytes) + bytes(size_bytes - 1))
+        eventually(lambda: buffered(asking) == 5 * (size_bytes - 1))
+        late = stack.enter_context(RawClient(asking.port))
+        late.send(large_head(TOKEN))
+        (answer,) = late.answers()
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "1"
+        holders[0].send(b" ")
+        held = holders[0].answer()
+        assert held is not None
+        assert held.status == 400  # it is no JSON
+        with RawClient(asking.port) as next_one:
+            next_one.send(large_head(TOKEN) + bytes(LARGE_BYTES))
+            again = next_one.answer()
+            assert again is not None
+            assert again.status == 400
 
 
 def bad_targets(client: RawClient, number: int) -> None:

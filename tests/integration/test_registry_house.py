@@ -18,7 +18,8 @@ from headrace.adapters.sql.statements import statement
 from headrace.compose import registry
 from headrace.compose.registry import RegistryHouse
 from headrace.domain.calls import Call, Principal
-from headrace.ports.idempotency import IdempotencyKey, KeptAnswer
+from headrace.domain.idempotency import IdempotencyKey
+from headrace.ports.idempotency import KeptAnswer
 from headrace.settings import Settings, StorageSettings
 from headrace.telemetry.metrics import Metrics
 from tests.support.waiting import until

@@ -100,6 +100,8 @@ class FakeApplication:
         self.requests: list[HttpRequest] = []
         self.refused: list[tuple[bytes, Mapping[bytes, bytes], HeadraceError]] = []
         self.asgi: AsgiApp = _nothing
+        self.unwelcome: HeadraceError | None = None  # what whoever sends a large body is told
+        self.asked: list[tuple[Mapping[bytes, bytes], str]] = []
 
     def is_upload(self, method: str, target: bytes) -> bool:
         return method == "PUT" and target == b"/upload"
@@ -107,6 +109,10 @@ class FakeApplication:
     def handler(self, method: str, target: bytes) -> Handler | None:
         del method
         return self._handle if target.startswith(HOT.encode()) else None
+
+    def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
+        self.asked.append((dict(headers), peer))
+        return self.unwelcome
 
     def refuse(
         self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
@@ -137,7 +143,14 @@ class Wire:
         limits: HttpLimits = LIMITS,
     ) -> None:
         self.application = application
-        self.host = Host(application=application, limits=limits, loop=loop, tasks=tasks)
+        self.trims = 0
+        self.host = Host(
+            application=application,
+            limits=limits,
+            loop=loop,
+            tasks=tasks,
+            give_memory_back=self._trim,
+        )
         self.transport, self.connection = self.connect()
 
     def connect(self) -> tuple[FakeTransport, Connection]:
@@ -159,9 +172,13 @@ class Wire:
         for connection in list(self.host.connections):
             if connection.deadline < self.host.now:
                 connection.expire()
+        self.host.tidy()
 
     def hang_up(self) -> None:
         self.connection.connection_lost(None)
+
+    def _trim(self) -> None:
+        self.trims += 1
 
     @property
     def statuses(self) -> list[int]:

@@ -7,8 +7,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from headrace.domain.errors import IdempotencyInFlight, IdempotencyMismatch, StoreUnavailable
-from headrace.ports.idempotency import KEPT_S, LEASE_S, IdempotencyKey, KeptAnswer
+from headrace.domain.errors import (
+    IdempotencyAnswerLost,
+    IdempotencyInFlight,
+    IdempotencyMismatch,
+    StoreUnavailable,
+)
+from headrace.domain.idempotency import IdempotencyKey, Once
+from headrace.ports.idempotency import KEPT_S, LEASE_S, KeptAnswer
 
 
 class _Row(msgspec.Struct):
@@ -16,6 +22,11 @@ class _Row(msgspec.Struct):
     holder: str
     until: float
     answer: KeptAnswer | None = None
+    done_until: float | None = None
+
+    @property
+    def end(self) -> float:
+        return self.until if self.done_until is None else max(self.until, self.done_until)
 
 
 class MemoryIdempotencyStore:
@@ -36,11 +47,13 @@ class MemoryIdempotencyStore:
     ) -> KeptAnswer | None:
         self._called("claim")
         row = self.rows.get(key)
-        if row is None or row.until <= self._clock():
+        if row is None or row.end <= self._clock():
             self.rows[key] = _Row(request, holder, self._clock() + lease_s)
             return None
         if row.request != request:
             raise IdempotencyMismatch("another request has this key")
+        if row.answer is None and row.until <= self._clock():
+            raise IdempotencyAnswerLost("it was carried out")
         if row.answer is None:
             raise IdempotencyInFlight("it is under way", retry_after_s=1.0)
         return row.answer
@@ -61,12 +74,27 @@ class MemoryIdempotencyStore:
 
     async def release(self, key: IdempotencyKey, *, holder: str) -> None:
         self._called("release")
-        if self._held(key, holder) is not None:
+        row = self._held(key, holder)
+        if row is not None and row.done_until is None:
             del self.rows[key]
+        elif row is not None:
+            row.until = self._clock()
 
     async def forget(self) -> None:
         self._called("forget")
-        self.rows = {key: row for key, row in self.rows.items() if row.until > self._clock()}
+        self.rows = {key: row for key, row in self.rows.items() if row.end > self._clock()}
+
+    def carry_out(self, once: Once) -> Callable[[], None]:
+        """What a transaction of a store beside this one says; what is answered takes it back."""
+        row = self._held(once.key, once.holder)
+        if row is None:
+            raise IdempotencyInFlight("it is another's", retry_after_s=1.0)
+        before, row.done_until = row.done_until, self._clock() + KEPT_S
+
+        def undo() -> None:
+            row.done_until = before
+
+        return undo
 
     def _held(self, key: IdempotencyKey, holder: str) -> _Row | None:
         row = self.rows.get(key)

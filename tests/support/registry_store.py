@@ -29,9 +29,11 @@ from headrace.domain.errors import (
     InvalidRequest,
     StoreUnavailable,
 )
+from headrace.domain.idempotency import Once
 from headrace.domain.names import version_order
 from headrace.domain.usage import Usage
 from headrace.ports.registry_store import AuditQuery, Change, Page, Query
+from tests.support.idempotency import MemoryIdempotencyStore
 
 NOW_AND_THEN_S: Final = 0.25
 _Ordered: TypeAlias = tuple[Any, ...]
@@ -80,14 +82,20 @@ class MemoryRegistryStore:
     """A store that lives as long as the object. Others of one process may share it.
 
     `beside` is a store to share all that is kept with, as another process would. `keep_changes` is
-    how many changed keys are remembered. For tests: `fail` makes every call
-    raise StoreUnavailable while it is set; `gate`, where there is one, is awaited by every call
-    with its name before the call looks at anything; `calls` counts calls by name.
+    how many changed keys are remembered. `keys` are the idempotency keys of the same database. For
+    tests: `fail` makes every call raise StoreUnavailable while it is set; `gate`, where there is
+    one, is awaited by every call with its name before the call looks at anything; `calls` counts
+    calls by name.
     """
 
     def __init__(
-        self, *, beside: MemoryRegistryStore | None = None, keep_changes: int = 100_000
+        self,
+        *,
+        beside: MemoryRegistryStore | None = None,
+        keep_changes: int = 100_000,
+        keys: MemoryIdempotencyStore | None = None,
     ) -> None:
+        self._keys = keys or MemoryIdempotencyStore()
         self.fail = ""
         self.gate: Callable[[str], Any] | None = None
         self.calls: dict[str, int] = {}
@@ -181,16 +189,19 @@ class MemoryRegistryStore:
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
         await self._called("transaction")
         async with self._kept.turn:
-            transaction = MemoryTransaction(self._kept.state)
-            try:
-                yield transaction
-            finally:
-                transaction.ended = True
-            if transaction.failure is not None:
-                raise transaction.failure
-            await self._called("commit")
-            if transaction.wrote:
-                self._commit(transaction.state)
+            transaction = MemoryTransaction(self._kept.state, self._keys)
+            with contextlib.ExitStack() as undo:
+                undo.callback(transaction.undo.close)
+                try:
+                    yield transaction
+                finally:
+                    transaction.ended = True
+                if transaction.failure is not None:
+                    raise transaction.failure
+                await self._called("commit")
+                if transaction.wrote:
+                    self._commit(transaction.state)
+                    undo.pop_all()
 
     async def add_usage(self, usage: Sequence[tuple[Key, Usage]]) -> None:
         await self._called("add_usage")
@@ -271,8 +282,10 @@ class MemoryRegistryStore:
 class MemoryTransaction:
     """Works on a copy, which the store takes over at the end."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: _State, keys: MemoryIdempotencyStore) -> None:
         self.state = state
+        self.undo = contextlib.ExitStack()  # what it did elsewhere, unless it is committed
+        self._keys = keys
         self.wrote = False
         self.ended = False
         self.failure: Exception | None = None
@@ -331,6 +344,14 @@ class MemoryTransaction:
         trail = self._writable().audit
         sequence = trail[-1].sequence + 1 if trail else 1
         trail.append(msgspec.structs.replace(event, sequence=sequence))
+
+    async def carry_out(self, once: Once) -> None:
+        self._open()
+        try:
+            self.undo.callback(self._keys.carry_out(once))
+        except Exception as error:
+            self.failure = error
+            raise
 
     async def artifact_users(self, digest: str) -> int:
         versions = cast("Iterable[Version]", self._open().entities[Version.kind].values())

@@ -118,7 +118,13 @@ def test_reading_leaves_the_overrides_as_they_were() -> None:
         ("[server]\nhttp_port = true", "server.http_port: Expected `int`, got `bool`"),
         ("[server]\nhost = 1", "server.host: Expected `str`, got `int`"),
         ("[gateway]\nmax_timeout_s = '1s'", "gateway.max_timeout_s: Expected `float`, got `str`"),
-        ("[log]\nlevel = 'loud'", "log.level: Invalid enum value 'loud'"),
+        (
+            "[log]\nlevel = 'loud'",
+            (
+                "log.level: Invalid enum value 'loud'; "
+                "it is one of 'debug', 'info', 'warning', 'error'"
+            ),
+        ),
         ("[log]\naccess_per_s = 0", "log.access_per_s: Expected `int` >= 1"),
         (
             "[authentication]\ntokens = ['x']",
@@ -325,3 +331,8 @@ def test_a_table_of_a_token_that_does_not_fit_is_named(tmp_path: Path) -> None:
     file.write_text(f'[authentication.tokens.ci]\nsha256 = "{"0" * 64}"\n')
     with pytest.raises(InvalidSettings, match=r"authentication\.tokens\.ci.*scopes"):
         load(file)
+
+
+def test_a_body_that_is_allowed_must_fit_into_what_may_be_held() -> None:
+    refusal = _refusal(overrides={"http": {"max_buffered_bytes": 1024}})
+    assert refusal.startswith("http.max_buffered_bytes (1024) is below http.max_body_bytes")

@@ -35,13 +35,14 @@ def check_exposure(settings: Settings) -> None:
         raise InvalidSettings(
             "authentication.required asks for keys of the registry, and registry.enabled is false"
         )
-    asks = (
-        authentication.tokens
-        or authentication.required
-        or settings.jwt.configured
-        or settings.mode == "development"
-    )
-    if asks or is_loopback(settings.server.host):
+    if is_loopback(settings.server.host):
+        return
+    if settings.mode == "development":
+        raise InvalidSettings(
+            f"mode is development, in which everybody knows a token, and server.host is "
+            f"{settings.server.host}, which other machines can reach: listen on 127.0.0.1"
+        )
+    if authentication.tokens or authentication.required or settings.jwt.configured:
         return
     msg = (
         f"server.host is {settings.server.host}, which other machines can reach, but nobody is "

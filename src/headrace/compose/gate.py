@@ -18,6 +18,7 @@ from headrace.gateway.authentication import Authentication, FindKey
 from headrace.gateway.failures import Failures
 from headrace.gateway.gateway import Gateway
 from headrace.gateway.limits import Limits
+from headrace.gateway.limits import check as check_limits
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.ports.inference import InferenceService
 from headrace.ports.limiter import Limiter
@@ -51,13 +52,16 @@ class Gate:
         find_key: FindKey,
         metrics: Metrics,
     ) -> None:
+        self._replicas = settings.limits.replicas
         self._verifier = _verifier(settings)
+        self.cors = Cors(settings.cors) if settings.cors.enabled else None
         failures = settings.authentication.failures_per_minute
         self.authenticate = Authentication(
             settings.authentication,
             development=settings.mode == "development",
             find_key=find_key,
             verifier=self._verifier,
+            shares_with=self.cors.allows if self.cors is not None else lambda _: False,
             failures=Failures(
                 failures,
                 # wrong credentials are each process's own matter: they say nothing of a quota
@@ -68,10 +72,10 @@ class Gate:
             else None,
         )
         self.addresses = ClientAddress(settings.http.trusted_proxies)
-        self.cors = Cors(settings.cors) if settings.cors.enabled else None
         self.api_requests = ApiRequests(metrics)
         gateway_metrics = GatewayMetrics(metrics)
         self._admission = Admission(settings.admission, count_refusal=gateway_metrics.count_refusal)
+        check_limits(settings.limits)
         self._shared_limiter = _shared_limiter(settings)
         limits = None
         if settings.limits.policies:
@@ -106,6 +110,11 @@ class Gate:
             background.append(tasks.create_task(self._verifier.run()))
         if self._shared_limiter is not None:
             background.append(tasks.create_task(self._shared_limiter.run()))
+            if self._replicas == 1:
+                _logger.warning(
+                    "limits.replicas is 1: should the limiter be gone, each process that shares it "
+                    "would grant whole quotas; set it to their number"
+                )
         return background
 
     async def first_keys(self) -> None:

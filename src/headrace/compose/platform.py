@@ -17,7 +17,7 @@ from headrace.adapters.model_repository import triton_json
 from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
-from headrace.compose.checks import check_exposure, is_loopback
+from headrace.compose.checks import check_exposure
 from headrace.compose.gate import Gate
 from headrace.compose.model_control import FolderControl, WholeControl
 from headrace.compose.registry import RegistryHouse, opened
@@ -92,6 +92,9 @@ class Platform:
         )
         self._connections = self.metrics.gauge(
             "headrace_http_connections", "Open HTTP connections."
+        ).labels()
+        self._buffered_bytes = self.metrics.gauge(
+            "headrace_http_buffered_bytes", "Bytes of bodies of inference requests under way."
         ).labels()
         self._refusals = self.metrics.counter(
             "headrace_http_refusals_total",
@@ -261,7 +264,7 @@ class Platform:
 
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
         if any(kind == ApiKey.kind for kind, _ in changed):
-            self._gate.authenticate.forget()
+            self._gate.authenticate.forget_keys()
 
     def _application(self) -> HttpApplication:
         timelines = RequestTimelines()
@@ -339,11 +342,17 @@ class Platform:
             extra={"ready": ready, "models": detail["models_ready"],
                    "start_s": round(time.monotonic() - self._started, 3)},
         )  # fmt: skip
+        authentication, house = self.settings.authentication, self._house
+        others = authentication.tokens or self.settings.jwt.configured
+        if authentication.required and house and not (others or house.catalogue.has_keys):
+            _logger.warning(
+                "nobody can call: there is no key yet; `headrace keys create NAME --scope admin "
+                "--local`, with the same settings, makes one"
+            )
         if self._gate.authenticate.anonymous:
             _logger.warning("no token is asked for: every caller on this machine is 'anonymous'")
         elif self.settings.mode == "development":
-            level = logging.INFO if is_loopback(self.settings.server.host) else logging.WARNING
-            _logger.log(level, "development mode: a token that everybody knows may do everything")
+            _logger.info("development mode: a token that everybody knows may do everything")
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -394,6 +403,7 @@ class Platform:
     def _observe_http(self) -> None:
         assert self._http is not None  # noqa: S101 - registered after it was made
         self._connections.value = self._http.open_connections
+        self._buffered_bytes.value = self._http.buffered_bytes
         for status, count in self._http.refusals.items():
             self._refusals.labels(str(status)).value = count
 

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from headrace.domain.idempotency import Once
 from headrace.domain.scopes import EVERYTHING, NOTHING, Grants
 
 #: How a caller showed who it is: a static token, a key of the registry, a JWT, the demo token.
@@ -59,3 +60,4 @@ class Call(msgspec.Struct, frozen=True):
     wished: bool = False  # whether the deadline is the caller's wish, or only a default
     address: str = ""  # where the call comes from, as far as that is known
     batch: bool = False  # whether it gives way to whoever waits for an answer
+    once: Once | None = None  # what marks a change as made, so that a repeat does not make it

@@ -82,6 +82,12 @@ class IdempotencyInFlight(HeadraceError):
     retryable = True
 
 
+class IdempotencyAnswerLost(HeadraceError):
+    """The request was carried out when it first came, and its answer was lost."""
+
+    code = "idempotency_answer_lost"
+
+
 class IdempotencyMismatch(HeadraceError):
     """The idempotency key came before, with another request."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -26,6 +26,13 @@ class Payload(Protocol):
         """The request's own parameters, without decoding tensors where that can be avoided."""
         ...
 
+    def rows(self) -> int | None:
+        """The length of the first input's first axis, 1 where it has no other axis.
+
+        None where the body does not tell. Raises InvalidRequest where it is malformed.
+        """
+        ...
+
 
 class InferRequest(msgspec.Struct):
     """One inference asked of one model. Lazy: tensors are decoded when first asked for.
@@ -37,6 +44,9 @@ class InferRequest(msgspec.Struct):
     version: str = ""
     payload: Payload | None = None
     decoded: InferContent | None = None
+    #: Undoes the body's compression, before which nothing else of it can be asked for.
+    #: Raises InvalidRequest.
+    unpack: Callable[[], Awaitable[None]] | None = None
 
     @property
     def content(self) -> InferContent:
@@ -53,6 +63,19 @@ class InferRequest(msgspec.Struct):
         if self.decoded is None and self.payload is not None:
             return self.payload.parameters()
         return self.content.parameters
+
+    @property
+    def rows(self) -> int | None:
+        """See Payload.rows."""
+        if self.decoded is None and self.payload is not None:
+            return self.payload.rows()
+        inputs = self.content.inputs
+        return rows_of(list(inputs[0].array.shape) if inputs else [])
+
+
+def rows_of(shape: Sequence[int]) -> int:
+    """How many rows an input of a shape is: one that has a single axis is one row."""
+    return shape[0] if len(shape) > 1 else 1
 
 
 class InferResponse(msgspec.Struct, gc=False):

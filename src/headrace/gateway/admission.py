@@ -1,7 +1,9 @@
 """How many requests are under way at a time, and who goes first where that is too many.
 
-Whoever is not let in at once waits, for a short time, in the order of urgency: online traffic
-before batch traffic, then by priority, then by arrival. What is less urgent is refused first.
+Whoever is not let in at once waits, for a short time. Online traffic goes before batch traffic, the
+tenant that has the least under way before others, then whoever is more urgent, then whoever came
+first: no tenant can take the room of others by calling everything urgent. Where too many wait, the
+tenant with most of them is refused first, and of it what is least urgent.
 """
 
 from __future__ import annotations
@@ -134,32 +136,41 @@ class Admission:
         self.in_flight += 1
         if batch:
             self._batch_in_flight += 1
-        if self._max_of_tenant:
-            self._of_tenant[tenant] += 1
+        self._of_tenant[tenant] += 1
 
     def _put_back(self, tenant: str, *, batch: bool) -> None:
         self.in_flight -= 1
         if batch:
             self._batch_in_flight -= 1
-        if self._max_of_tenant:
-            self._of_tenant[tenant] -= 1
-            if not self._of_tenant[tenant]:
-                del self._of_tenant[tenant]
+        self._of_tenant[tenant] -= 1
+        if not self._of_tenant[tenant]:
+            del self._of_tenant[tenant]
         if self._waiting:
             self._let_next_in()
 
     def _let_next_in(self) -> None:
-        for place, waiter in enumerate(self._waiting):
-            if self._has_room(batch=waiter.batch) and not self._is_busy(waiter.tenant):
-                del self._waiting[place]
-                waiter.timer.cancel()
-                if waiter.future.done():  # its coroutine was cancelled and has yet to notice
-                    self._let_next_in()
-                    return
-                waiter.granted = True
-                self._let_in(waiter.tenant, batch=waiter.batch)
-                waiter.future.set_result(None)
-                return
+        # a coroutine that was cancelled may have yet to notice
+        self._waiting = [waiter for waiter in self._waiting if not waiter.future.done()]
+        waiter = self._next()
+        if waiter is not None:
+            self._waiting.remove(waiter)
+            waiter.timer.cancel()
+            waiter.granted = True
+            self._let_in(waiter.tenant, batch=waiter.batch)
+            waiter.future.set_result(None)
+
+    def _next(self) -> Waiter | None:
+        """Whose turn it is; None where nobody may be let in."""
+        # of equals, `min` takes the first: the more urgent, then the earlier one
+        return min(
+            (
+                waiter
+                for waiter in self._waiting
+                if self._has_room(batch=waiter.batch) and not self._is_busy(waiter.tenant)
+            ),
+            key=lambda waiter: (waiter.batch, self._of_tenant[waiter.tenant]),
+            default=None,
+        )
 
     def _is_busy(self, tenant: str) -> bool:
         """Whether the tenant's own limit was reached while one of its requests waited."""
@@ -169,9 +180,10 @@ class Admission:
         settings = self._settings
         rank = (call.batch, call.priority or settings.default_priority)
         if len(self._waiting) >= settings.max_waiting:
-            if not self._waiting or self._waiting[-1].rank <= rank:
+            surplus = self._surplus(call.principal.tenant, rank)
+            if surplus is None:
                 raise self._refusal(_overloaded())
-            self._turn_away(self._waiting[-1])
+            self._turn_away(surplus)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         wait_s = max(0.0, min(settings.max_wait_s, call.deadline - call.received))
@@ -180,9 +192,20 @@ class Admission:
         self._waiting.insert(bisect_right(self._waiting, rank, key=lambda w: w.rank), waiter)
         return waiter
 
+    def _surplus(self, tenant: str, rank: _Rank) -> Waiter | None:
+        """Whom to refuse where somebody of `tenant` is one too many; None: the newcomer."""
+        waiting = Counter(waiter.tenant for waiter in self._waiting)
+        waiting[tenant] += 1
+        most = max(waiting.values())
+        of_most = [waiter for waiter in self._waiting if waiting[waiter.tenant] == most]
+        if waiting[tenant] == most and (not of_most or of_most[-1].rank <= rank):
+            return None
+        return of_most[-1]
+
     def _turn_away(self, waiter: Waiter) -> None:
-        self._waiting.remove(waiter)
         waiter.timer.cancel()
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
         if not waiter.future.done():
             waiter.future.set_exception(self._refusal(_overloaded()))
 

@@ -14,12 +14,13 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from headrace.domain.calls import ANONYMOUS, Principal
+from headrace.domain.calls import ANONYMOUS, Principal, PrincipalClass
 from headrace.domain.catalog import ApiKey, Key
 from headrace.domain.errors import InvalidSettings, Unauthenticated
 from headrace.domain.scopes import EVERYTHING, grants
 from headrace.gateway.failures import Failures
 from headrace.gateway.static_tokens import DEMO_TOKEN, StaticTokens, digest, principals
+from headrace.gateway.visitors import Visitors
 from headrace.ports.authentication import TokenVerifier
 
 _KEPT: Final = 4096  # verified credentials that are looked up instead of verified again
@@ -68,11 +69,15 @@ def _no_keys(_: str) -> None:
     return None
 
 
+def _with_nobody(_: bytes) -> bool:
+    return False
+
+
 class Authentication:
     """`Authorization: Bearer T`, `Authorization: T` or `X-API-Key: T`. See ports.authentication.
 
-    `development` admits the demo token. `clock` answers seconds since the epoch, as credentials
-    expire at a date.
+    `development` admits the demo token. `shares_with` tells which web pages' origins may call.
+    `clock` answers seconds since the epoch, as credentials expire at a date.
 
     Raises:
         InvalidSettings: from the constructor, naming the setting.
@@ -86,6 +91,7 @@ class Authentication:
         find_key: FindKey = _no_keys,
         verifier: TokenVerifier | None = None,
         failures: Failures | None = None,
+        shares_with: Callable[[bytes], bool] = _with_nobody,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._static = dict(principals(settings.tokens))
@@ -102,11 +108,12 @@ class Authentication:
         self._find_key = find_key
         self._verifier = verifier
         self._failures = failures
+        self._visitors = Visitors(shares_with)
         self._clock = clock
         self._known: dict[bytes, _Known] = {}
         self._used: set[Key] = set()
         if verifier is not None:
-            verifier.on_change(self.forget)
+            verifier.on_change(self.forget_signed)
 
     def __call__(self, headers: Mapping[bytes, bytes], address: str = "") -> Principal:
         """The sender. Raises what ports.authentication says."""
@@ -114,25 +121,27 @@ class Authentication:
         if presented is not None:
             known = self._known.get(presented)
             if known is None:
-                if self._failures is not None:
-                    self._failures.check(address)
-                known = self._verify(presented)
+                known = self._verify(presented, address)
             if known is not None and (known.expires == math.inf or self._clock() < known.expires):
                 known.used = True
                 return known.principal
             self._known.pop(presented, None)
         # what is presented as a key of the registry is held to be one, even where none is asked
         if self.anonymous and (presented is None or not _token(presented).startswith(_KEY)):
+            self._visitors.check(headers)
             return ANONYMOUS
         if self._failures is not None:
             self._failures.count(address)
         msg = "this request needs a valid token: Authorization: Bearer <token>"
         raise Unauthenticated(msg)
 
-    def forget(self) -> None:
-        """Verify every credential anew: keys have changed."""
-        self._collect_used()
-        self._known.clear()
+    def forget_keys(self) -> None:
+        """Look the registry's keys up anew: some have changed."""
+        self._forget("key")
+
+    def forget_signed(self) -> None:
+        """Verify signed tokens anew: the keys that they are verified with have changed."""
+        self._forget("jwt")
 
     def take_used_keys(self) -> set[Key]:
         """The registry's keys that were used since this was asked last."""
@@ -146,7 +155,11 @@ class Authentication:
                 self._used.add(known.key)
                 known.used = False
 
-    def _verify(self, presented: bytes) -> _Known | None:
+    def _forget(self, kind: PrincipalClass) -> None:
+        self._collect_used()
+        self._known = {p: k for p, k in self._known.items() if k.principal.kind != kind}
+
+    def _verify(self, presented: bytes, address: str) -> _Known | None:
         if len(presented) > _MAX_CREDENTIAL_BYTES:
             return None
         token = _token(presented)
@@ -157,13 +170,23 @@ class Authentication:
         elif token.startswith(_KEY):
             if (key := self._find_key(hashed)) is not None:
                 known = _of_key(key)
-        elif self._verifier is not None and (verified := self._verifier.verify(token)) is not None:
-            known = _Known(verified.principal, verified.expires)
-        if known is not None and len(presented) <= _KEPT_BYTES:
-            if len(self._known) >= _KEPT:
-                self.forget()
-            self._known[presented] = known
+        elif self._verifier is not None:
+            if self._failures is not None:  # this costs a hundred times what a look-up does
+                self._failures.check(address)
+            if (verified := self._verifier.verify(token)) is not None:
+                known = _Known(verified.principal, verified.expires)
+        # in the usual forms only: there is no end of others, which would push these out
+        if known is not None and presented in {token, b"Bearer " + token, b"bearer " + token}:
+            self._keep(presented, known)
         return known
+
+    def _keep(self, presented: bytes, known: _Known) -> None:
+        if len(presented) > _KEPT_BYTES:
+            return
+        if len(self._known) >= _KEPT:
+            self._collect_used()
+            del self._known[next(iter(self._known))]
+        self._known[presented] = known
 
 
 def _of_key(key: ApiKey) -> _Known:

@@ -23,7 +23,7 @@ from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.standing import Standing
 from headrace.domain.tensors import Parameters
 from headrace.gateway.admission import Admission
-from headrace.gateway.limits import Limits
+from headrace.gateway.limits import Asked, Limits
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
 from headrace.ports.inference import InferenceService
@@ -68,15 +68,7 @@ class Gateway:
         try:
             if self.draining:
                 self._refuse()
-            grants = call.principal.grants
-            if not (grants.infers_all or grants.may_infer(request.model)):
-                self._forbid(request.model)
-            if (limits := self._limits) is not None:  # before what costs more than to refuse
-                asked = (call.principal, call.address, request.model)
-                spent = limits.spend(*asked, lambda: _rows(request))
-                if isinstance(spent, asyncio.Future):
-                    spent = limits.settle(*asked, await spent)
-                standings = spent
+            standings = await self._charge(request, call)
             narrowed = self._narrowed(request, call)
             waiter = self._admission.enter(narrowed)
             if waiter is not None:
@@ -111,10 +103,32 @@ class Gateway:
         """Count a request that asks for no inference. Raises RateLimited."""
         if self._limits is None:
             return ()
-        taken = self._limits.spend(principal, address, "", _one)
-        if isinstance(taken, asyncio.Future):
-            return self._limits.settle(principal, address, "", await taken)
-        return taken
+        return await self._spend(self._limits, (principal, address, ""))
+
+    async def _charge(self, request: InferRequest, call: Call) -> Sequence[Standing]:
+        """Look at who asks for what, and count it, before what was sent is looked at."""
+        principal = call.principal
+        grants = principal.grants
+        if not (grants.infers_all or grants.may_infer(request.model)):
+            self._forbid(request.model)
+        limits = self._limits
+        asked = (principal, call.address, request.model)
+        standings = await self._spend(limits, asked) if limits is not None else ()
+        try:
+            if request.unpack is not None:
+                await request.unpack()
+            if limits is not None and limits.counts_rows(asked):
+                return await limits.spend_rows(asked, _rows(request), standings)
+        except HeadraceError as error:
+            error.standings = error.standings or standings
+            raise
+        return standings
+
+    async def _spend(self, limits: Limits, asked: Asked) -> Sequence[Standing]:
+        spent = limits.spend(asked)
+        if isinstance(spent, asyncio.Future):
+            return limits.settle(asked, await spent)
+        return spent
 
     def _forbid(self, model: str) -> NoReturn:
         needed = f"it needs the scope infer or infer:{model}"
@@ -162,15 +176,9 @@ def _whole(key: str, parameters: Parameters) -> int:
     return value
 
 
-def _one() -> int:
-    return 1
-
-
 def _rows(request: InferRequest) -> int:
-    """The length of the first input's first axis; 1 where there is no batch to see."""
-    try:
-        inputs = request.content.inputs
-    except InvalidRequest:  # it is refused for that later on, and has cost one
-        return 1
-    shape = list(inputs[0].array.shape) if inputs else []
-    return shape[0] if len(shape) > 1 else 1
+    rows = request.rows
+    if rows is None:
+        msg = "a limit counts rows here, which raw binary data does not tell: send its shape along"
+        raise InvalidRequest(msg)
+    return rows

@@ -52,7 +52,8 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     #: The limits, all of which a request must be within. Each has a `name`, a `quota` of units
     #: for each `window_s` (1), a `burst` (the quota), `per` ("principal", "tenant", "address",
     #: "model" or "principal-and-model"), a `unit` ("requests" or "rows"), and the `models` that it
-    #: is for, as a glob (every request). Probes and metrics are never counted.
+    #: is for, as a glob (every request; rows and models can be counted only where it is set).
+    #: Probes and metrics are never counted.
     policies: list[LimitPolicy] = []
     #: Processes that share the quotas; while a shared limiter is gone, each grants its share.
     replicas: int = 1
@@ -100,7 +101,8 @@ class _Policy:
 
     def charge(self, principal: Principal, address: str, model: str) -> Charge:
         """One unit for the caller."""
-        return Charge(self._bucket(principal, address, model), self.rate)
+        owner = "" if self.per == "address" or principal.kind == "anonymous" else principal.tenant
+        return Charge(self._bucket(principal, address, model), self.rate, owner=owner)
 
     def _bucket(self, principal: Principal, address: str, model: str) -> str:
         if self.per == "address":
@@ -120,15 +122,22 @@ class _Policy:
 
 
 class _Prepared(msgspec.Struct, frozen=True):
-    """What every request of one caller for one model is charged."""
+    """What every request of one caller for one model is charged: a unit of each policy."""
 
     policies: tuple[_Policy, ...]
     charges: tuple[Charge, ...]
-    by_rows: bool
+    by_rows: bool  # whether any of them counts rows
+
+
+#: A caller, where its request comes from, and the model that it asks, "" where it asks for none.
+Asked: TypeAlias = tuple[Principal, str, str]
 
 
 class Limits:
     """Charges requests. Make one where there is at least one policy.
+
+    A request is charged one unit of every policy before anything else is done with it, and the
+    rest of its rows once they have been counted, which costs more than to refuse it.
 
     Raises:
         InvalidSettings: see `check`.
@@ -148,44 +157,64 @@ class Limits:
         self._by_address = any(policy.per == "address" for policy in self._policies)
         self._prepared: dict[tuple[str, ...], _Prepared] = {}
 
-    def spend(
-        self, principal: Principal, address: str, model: str, rows: Callable[[], int]
-    ) -> Sequence[Standing] | asyncio.Future[Taken]:
-        """Charge a request where that can be done at once.
+    def spend(self, asked: Asked) -> Sequence[Standing] | asyncio.Future[Taken]:
+        """Charge a unit of each policy where that can be done at once.
 
-        `model` is "" where the request asks for no inference; `rows` tells how many it has. A
-        future is to be awaited, and its result given to `settle` with the same arguments.
+        A future is to be awaited, and its result given to `settle`.
 
         Raises:
-            RateLimited: it is over a limit; nothing was charged.
-            PayloadTooLarge: it has more rows than could ever be had at once.
+            RateLimited: the request is over a limit; nothing was charged.
         """
-        prepared = self._of(principal, address, model)
+        prepared = self._of(asked)
         if not prepared.charges:
             return ()
-        charges = prepared.charges
-        if prepared.by_rows:
-            units = max(1, rows())
-            charges = tuple(
-                Charge(charge.bucket, charge.rate, units) if policy.by_rows else charge
-                for policy, charge in zip(prepared.policies, charges, strict=True)
-            )
-        taken = self._limiter.take(charges)
+        taken = self._limiter.take(prepared.charges)
         if isinstance(taken, asyncio.Future):
             return taken
-        return self._settled(prepared, taken)
+        return self._settled(prepared.policies, taken)
 
-    def settle(
-        self, principal: Principal, address: str, model: str, taken: Taken
-    ) -> Sequence[Standing]:
+    def settle(self, asked: Asked, taken: Taken) -> Sequence[Standing]:
         """What `spend` says, of a charge that was waited for."""
-        return self._settled(self._of(principal, address, model), taken)
+        return self._settled(self._of(asked).policies, taken)
 
-    def _of(self, principal: Principal, address: str, model: str) -> _Prepared:
+    def counts_rows(self, asked: Asked) -> bool:
+        """Whether a limit counts the rows of what is asked."""
+        return self._of(asked).by_rows
+
+    async def spend_rows(
+        self, asked: Asked, rows: int, standings: Sequence[Standing]
+    ) -> Sequence[Standing]:
+        """Charge the rows beyond the one that `spend` has charged; `standings` are its answer.
+
+        Raises:
+            RateLimited: they are over a limit.
+            PayloadTooLarge: they are more than could ever be had at once.
+        """
+        prepared = self._of(asked)
+        policies = [policy for policy in prepared.policies if policy.by_rows]
+        for policy in policies:
+            if rows > policy.rate.burst:
+                self._refuse(policy, math.inf, standings)
+        if rows <= 1:
+            return standings
+        charges = [
+            msgspec.structs.replace(charge, units=rows - 1)
+            for policy, charge in zip(prepared.policies, prepared.charges, strict=True)
+            if policy.by_rows
+        ]
+        taken = self._limiter.take(charges)
+        if isinstance(taken, asyncio.Future):
+            taken = await taken
+        others = [each for policy, each in zip(prepared.policies, standings, strict=True)
+                  if not policy.by_rows]  # fmt: skip
+        return [*self._settled(policies, taken), *others]
+
+    def _of(self, asked: Asked) -> _Prepared:
+        principal, address, model = asked
         kind = principal.kind
         at = address if self._by_address or kind == "anonymous" else ""
-        asked = (kind, principal.tenant, principal.name, at, model)
-        prepared = self._prepared.get(asked)
+        key = (kind, principal.tenant, principal.name, at, model)
+        prepared = self._prepared.get(key)
         if prepared is None:
             policies = tuple(policy for policy in self._policies if policy.counts(model))
             prepared = _Prepared(
@@ -195,24 +224,20 @@ class Limits:
             )
             if len(self._prepared) >= _KEPT:
                 self._prepared.clear()
-            self._prepared[asked] = prepared
+            self._prepared[key] = prepared
         return prepared
 
-    def _settled(self, prepared: _Prepared, taken: Taken) -> Sequence[Standing]:
-        policies = prepared.policies
+    def _settled(self, policies: Sequence[_Policy], taken: Taken) -> Sequence[Standing]:
         if len(taken) == 1 and taken[0].allowed:  # as it nearly always is
             return (policies[0].standing(taken[0]),)
         standings = [policies[i].standing(spent) for i, spent in enumerate(taken)]
-        over = [(policies[i], spent) for i, spent in enumerate(taken) if not spent.allowed]
+        over = [(spent.retry_after_s, i) for i, spent in enumerate(taken) if not spent.allowed]
         if over:
-            self._refuse(over, standings)
+            after_s, i = max(over)
+            self._refuse(policies[i], after_s, standings)
         return standings
 
-    def _refuse(
-        self, over: Sequence[tuple[_Policy, Spent]], standings: Sequence[Standing]
-    ) -> NoReturn:
-        policy, spent = max(over, key=lambda each: each[1].retry_after_s)
-        after_s = spent.retry_after_s
+    def _refuse(self, policy: _Policy, after_s: float, standings: Sequence[Standing]) -> NoReturn:
         self._count_refusal(policy.name)
         rate, unit = policy.rate, "rows" if policy.by_rows else "requests"
         error: PayloadTooLarge | RateLimited

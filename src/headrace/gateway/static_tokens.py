@@ -18,6 +18,8 @@ from headrace.domain.scopes import ADMIN, RULE, grants, is_scope
 #: What everybody may use who runs the platform in development mode, and nobody else.
 DEMO_TOKEN: Final = "headrace-demo"  # noqa: S105 - everybody knows it
 
+_TAKEN: Final = frozenset({"anonymous", "demo"})
+_PREFIXES: Final = ("key:", "jwt:", "local:")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,6 +44,7 @@ def principals(tokens: StaticTokens) -> Mapping[str, Principal]:
     for name, written in tokens.items():
         where = f"authentication.tokens.{name}"
         given = StaticToken(sha256=written, scopes=[ADMIN]) if isinstance(written, str) else written
+        require_free(name)
         if not _SHA256.fullmatch(given.sha256):
             raise InvalidSettings(f"{where}: expected 64 lower-case hexadecimal digits")
         if not is_name(given.tenant):
@@ -59,6 +62,15 @@ def principals(tokens: StaticTokens) -> Mapping[str, Principal]:
             raise InvalidSettings(msg)
         found[given.sha256] = Principal(name, given.tenant, grants(given.scopes), "token")
     return found
+
+
+def require_free(name: str) -> None:
+    """Raises InvalidSettings where other callers are called so, in the audit trail and the log."""
+    if name in _TAKEN or name.startswith(_PREFIXES):
+        raise InvalidSettings(
+            f"authentication.tokens.{name}: others are called so; choose another name than "
+            f"{', '.join(sorted(_TAKEN))} or one that begins with {' or '.join(_PREFIXES)}"
+        )
 
 
 def digest(token: bytes) -> str:

@@ -10,18 +10,12 @@ from typing import Final, Protocol
 
 import msgspec
 
+from headrace.domain.idempotency import IdempotencyKey
+
 #: How long a request that is under way keeps its key when its process says no more of it.
 LEASE_S: Final = 60.0
 #: How long an answer is kept.
 KEPT_S: Final = 24 * 3600.0
-
-
-class IdempotencyKey(msgspec.Struct, frozen=True):
-    """A key, and whose it is: two callers never share one."""
-
-    tenant: str
-    principal: str
-    key: str
 
 
 class KeptAnswer(msgspec.Struct, frozen=True):
@@ -38,6 +32,9 @@ class IdempotencyStore(Protocol):
     `holder` is whoever runs the request, and nobody else's name. What a holder says after it lost
     its lease to another changes nothing. Every method raises StoreUnavailable where the store does
     not answer.
+
+    That a request was carried out is not said here but with the change: see Transaction.carry_out.
+    From then on its key is never claimed again, for as long as answers are kept.
     """
 
     async def claim(
@@ -49,6 +46,7 @@ class IdempotencyStore(Protocol):
 
         Raises:
             IdempotencyInFlight: another holder makes the answer.
+            IdempotencyAnswerLost: the request was carried out, and no answer will come of it.
             IdempotencyMismatch: the key came with another request.
         """
         ...
@@ -64,7 +62,7 @@ class IdempotencyStore(Protocol):
         ...
 
     async def release(self, key: IdempotencyKey, *, holder: str) -> None:
-        """Let the key be new again: the holder has no answer that says what became of it."""
+        """Let go of a key that has no answer: it is new, unless its request was carried out."""
         ...
 
     async def forget(self) -> None:

@@ -23,6 +23,7 @@ class Charge(msgspec.Struct, frozen=True, gc=False):
     bucket: str  # names the limit and whom it is counted for
     rate: Rate
     units: int = 1
+    owner: str = ""  # the tenant, so that nobody pays for what others owe; "" for addresses
 
 
 class Spent(msgspec.Struct, frozen=True, gc=False):

@@ -14,6 +14,7 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from headrace.domain.catalog import AuditEvent, Entity, EntityT, Key, Status
+from headrace.domain.idempotency import Once
 from headrace.domain.usage import Usage
 
 ItemT = TypeVar("ItemT")
@@ -104,6 +105,14 @@ class Transaction(Reader, Protocol):
 
     async def audit(self, event: AuditEvent) -> None:
         """Add to the audit trail."""
+        ...
+
+    async def carry_out(self, once: Once) -> None:
+        """Say that what is written here is what a request with an idempotency key asked for.
+
+        Raises:
+            IdempotencyInFlight: the key is another holder's by now; nothing here is committed.
+        """
         ...
 
     async def artifact_users(self, digest: str) -> int:

@@ -108,6 +108,11 @@ class CatalogueFollower:
     def endpoints(self, tenant: str) -> Sequence[Endpoint]:
         return self._tables.enabled.get(tenant, ())
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key that was not revoked."""
+        return bool(self._tables.keys)
+
     def key(self, digest: str) -> ApiKey | None:
         return self._tables.keys.get(digest)
 

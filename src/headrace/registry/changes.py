@@ -114,13 +114,20 @@ class Ledger:
 
     @asynccontextmanager
     async def changes(self, call: Call) -> AsyncIterator[Changes]:
-        """All that happens inside happens together, or not at all."""
+        """All that happens inside happens together, or not at all.
+
+        Raises:
+            IdempotencyInFlight: another process has taken the request over, and makes the change.
+        """
         changes = None
         try:
             async with self._store.transaction() as transaction:
                 # the time of the lock, not of the call: times follow revisions
                 changes = Changes(transaction, call, self._now())
                 yield changes
+                if call.once is not None and changes.made:
+                    # with the change and not after it: a process that dies leaves both or neither
+                    await transaction.carry_out(call.once)
         finally:
             # also where committing failed: it may have been done, and only the answer was lost
             if changes is not None and changes.made:

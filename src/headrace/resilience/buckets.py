@@ -14,20 +14,44 @@ from headrace.domain.gcra import Pace
 from headrace.ports.limiter import Charge, Rate, Spent
 
 _TICKS_PER_S: Final = 1_000_000_000  # those of the clock
+_OWNERS: Final = 10_000  # with a floor of their own, of one rate
 
 
 class _Bucket(msgspec.Struct, gc=False):
     tat: int
     rate: Rate
     pace: Pace
+    owner: str
+
+
+class _Floors:
+    """How empty the buckets of one rate begin that are not known."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, int] = OrderedDict()  # the one that was last raised is last
+        self._common = 0
+
+    def of(self, owner: str) -> int:
+        return max(self._of.get(owner, 0), self._common)
+
+    def lift(self, owner: str, tat: int, now: int) -> None:
+        """Where one was evicted that is not full before `tat`, which is after `now`."""
+        floors = self._of
+        tat = max(tat, floors.pop(owner, 0))
+        floors[owner] = tat
+        while (oldest := next(iter(floors.values()))) <= now:  # its own is later
+            floors.popitem(last=False)
+        if len(floors) > _OWNERS:
+            floors.popitem(last=False)
+            self._common = max(self._common, oldest)
 
 
 class Buckets:
     """At most `max_keys` buckets; the one that nothing was spent from for longest is evicted.
 
-    What an evicted bucket still owed is not forgiven: buckets that are not known begin as empty as
-    the emptiest that was evicted from their rate. `clock_ns` answers nanoseconds that only grow.
-    With `share` each rate is divided by it. Used from one event loop.
+    What an evicted bucket still owed is not forgiven: its owner's buckets that are not known begin
+    as empty as the emptiest of them that was evicted from their rate. `clock_ns` answers
+    nanoseconds that only grow. With `share` each rate is divided by it. Used from one event loop.
     """
 
     def __init__(self, *, max_keys: int, clock_ns: Callable[[], int], share: int = 1) -> None:
@@ -37,7 +61,7 @@ class Buckets:
         self._known: OrderedDict[str, _Bucket] = OrderedDict()
         # rates come from the configuration: there are few
         self._paces: dict[Rate, Pace] = {}
-        self._floors: dict[Rate, int] = {}
+        self._floors: dict[Rate, _Floors] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -119,7 +143,11 @@ class Buckets:
 
     def _ahead(self, charge: Charge, pace: Pace, now: int) -> int:
         bucket = self._known.get(charge.bucket)
-        tat = self._floors.get(charge.rate, now) if bucket is None else bucket.tat
+        if bucket is not None:
+            tat = bucket.tat
+        else:
+            floors = self._floors.get(charge.rate)
+            tat = now if floors is None else floors.of(charge.owner)
         return gcra.ahead(tat, now, pace)
 
     def _keep(self, charge: Charge, pace: Pace, tat: int, now: int) -> None:
@@ -132,9 +160,9 @@ class Buckets:
         if len(self._known) >= self._max_keys:
             _, evicted = self._known.popitem(last=False)
             if evicted.tat > now:
-                floor = self._floors.get(evicted.rate, evicted.tat)
-                self._floors[evicted.rate] = max(floor, evicted.tat)
-        self._known[charge.bucket] = _Bucket(tat, charge.rate, pace)
+                floors = self._floors.setdefault(evicted.rate, _Floors())
+                floors.lift(evicted.owner, evicted.tat, now)
+        self._known[charge.bucket] = _Bucket(tat, charge.rate, pace, charge.owner)
 
 
 def settle(charges: Sequence[Charge], paces: Sequence[Pace], aheads: Sequence[int]) -> list[Spent]:

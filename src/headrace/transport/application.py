@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from headrace.domain.calls import UNKNOWN, Principal
 from headrace.domain.errors import HeadraceError
@@ -40,6 +41,7 @@ from headrace.transport.unserved import unserved
 PROBES: Final = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 #: The page that shows the management API, and the document behind it, tell nothing of anybody.
 _DOCUMENTS: Final = frozenset({"/docs", "/api/v1/openapi.json"})
+_MANAGED: Final = "/api"
 _UPLOAD: Final = re.compile(rb"/api/v1/models/[^/?]+/versions/[^/?]+/artifact(?:\?.*)?")
 
 #: Counts a request that asks for no inference, see gateway.Gateway.spend.
@@ -81,6 +83,8 @@ class HttpApplication:
         cors: Cors | None = None,
     ) -> None:
         self._infer = infer
+        self._addresses = addresses
+        self._authenticate = authenticate
         self._ids = ids
         self._cors = cors
         app = Starlette(
@@ -96,7 +100,7 @@ class HttpApplication:
         self.asgi: AsgiApp = _Edge(
             app,
             management,
-            public=_DOCUMENTS.union(route.path for route in routes if route.public),
+            routes=routes,
             addresses=addresses,
             authenticate=authenticate,
             spend=spend,
@@ -118,6 +122,14 @@ class HttpApplication:
     def is_upload(self, method: str, target: bytes) -> bool:
         """See Application.is_upload."""
         return method == "PUT" and _UPLOAD.fullmatch(target) is not None
+
+    def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
+        """See Application.may_send."""
+        try:
+            self._authenticate(headers, self._addresses.of(headers, peer))
+        except HeadraceError as error:
+            return error
+        return None
 
     def refuse(
         self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
@@ -210,7 +222,7 @@ class _Edge:
         app: AsgiApp,
         management: Management | None,
         *,
-        public: frozenset[str],
+        routes: Sequence[GuardedRoute],
         addresses: ClientAddress,
         authenticate: Authenticate,
         spend: Spend,
@@ -221,7 +233,8 @@ class _Edge:
     ) -> None:
         self._app = app
         self._management = management
-        self._public = public
+        self._routes = routes
+        self._public = _DOCUMENTS.union(route.path for route in routes if route.public)
         self._addresses = addresses
         self._authenticate = authenticate
         self._spend = spend
@@ -270,11 +283,18 @@ class _Edge:
             app = await self._management.app()
         await app(scope, visit.receive, visit.send)
 
+    def _route_of(self, scope: AsgiMessage) -> str:
+        """The route of a request that was refused before it got there; "" where there is none."""
+        if self._management is not None and _is_managed(scope["path"]):
+            return _MANAGED  # which of its routes, it knows itself once it is made
+        matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return next((route.path for route in matching), "")
+
     def _log(self, visit: _Visit) -> None:
         scope, status = visit.scope, visit.status or 500
         if scope["path"] in PROBES:
             return
-        route = getattr(scope.get("route"), "path", "")
+        route = getattr(scope.get("route"), "path", "") or self._route_of(scope)
         code = visit.code or ("cancelled" if status == CLIENT_CLOSED else OK)
         self._api_requests.count(route, visit.principal.kind, code)
         if self._access_log.wants(status):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 from headrace.domain.errors import InvalidSettings
@@ -38,11 +38,10 @@ class ClientAddress:
             return peer
         client = peer
         for hop in reversed(forwarded.decode("latin-1").split(",")[-_MAX_HOPS:]):
-            address = hop.strip()
-            try:
-                client = str(ip_address(address))
-            except ValueError:  # nobody whom we trust writes this
+            address = _address(hop)
+            if address is None:  # nobody whom we trust writes this
                 return client
+            client = address
             if not self._trusts(client):
                 return client
         return client
@@ -64,3 +63,21 @@ class ClientAddress:
         except ValueError:
             return False
         return any(ip.version == each.version and ip in each for each in self._trusted)
+
+
+def _address(hop: str) -> str | None:
+    """The address in what a proxy wrote, which may have a port, and brackets; None: there is none.
+
+    An IPv4 address in IPv6's form is the same address; a zone says nothing to anybody else.
+    """
+    text = hop.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        ip = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return str(mapped or ip)

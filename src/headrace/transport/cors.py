@@ -136,7 +136,7 @@ class Cors:
                 the headers of `refused_preflight`, and none of CORS.
         """
         origin = headers[b"origin"]
-        if not self._allows(origin):
+        if not self.allows(origin):
             raise NotShared("pages of this origin may not call")
         method = headers[b"access-control-request-method"].decode("latin-1")
         if method not in self._methods:
@@ -163,7 +163,7 @@ class Cors:
         if found is None:
             origin = origin or b""
             headers = [_VARY]
-            if self._allows(origin):
+            if self.allows(origin):
                 headers += self._shared(origin) + self._on_answers
             found = b"".join(b"%b: %b\r\n" % header for header in headers), headers
             if _is_sendable(origin) or not origin:  # of others there is no end
@@ -172,7 +172,8 @@ class Cors:
                 self._known[origin] = found
         return found
 
-    def _allows(self, origin: bytes) -> bool:
+    def allows(self, origin: bytes) -> bool:
+        """Whether pages of an origin may call."""
         if not _is_sendable(origin):
             return False
         text = origin.decode("ascii")

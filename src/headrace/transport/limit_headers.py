@@ -2,7 +2,8 @@
 
 Sources: draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit-Policy` and `RateLimit`, structured
 lists with a member for each limit); `X-RateLimit-*`, which no document defines, of the tightest
-limit only.
+limit only. Its `Limit` is what its `Remaining` counts down from, which a quota is not where more
+than it can be had at once.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _KEPT: Final = 1024  # policies; their names come from the settings
 def limit_headers(standings: Sequence[Standing]) -> list[tuple[str, str]]:
     """Names in lower case, and values; none where no limit was asked.
 
-    The tightest has the least left of its quota; of several the one that comes first.
+    The tightest has the least left of its burst; of several the one that comes first.
     """
     if not standings:
         return []
     policies, limits, tightest = _told(standings)
     return [
         ("ratelimit-policy", policies),
-        ("x-ratelimit-limit", str(tightest.quota)),
+        ("x-ratelimit-limit", str(tightest.burst or tightest.quota)),
         ("ratelimit", limits),
         ("x-ratelimit-remaining", str(tightest.remaining)),
         ("x-ratelimit-reset", str(_seconds(tightest))),
@@ -42,7 +43,7 @@ def limit_lines(standings: Sequence[Standing]) -> bytes:
         policies, limits, tightest = _told(standings)
         return (
             f"ratelimit-policy: {policies}\r\n"
-            f"x-ratelimit-limit: {tightest.quota}\r\n"
+            f"x-ratelimit-limit: {tightest.burst or tightest.quota}\r\n"
             f"ratelimit: {limits}\r\n"
             f"x-ratelimit-remaining: {tightest.remaining}\r\n"
             f"x-ratelimit-reset: {_seconds(tightest)}\r\n"
@@ -50,7 +51,8 @@ def limit_lines(standings: Sequence[Standing]) -> bytes:
     standing = standings[0]
     left, seconds = standing.remaining, _seconds(standing)
     return b"%b%d;t=%d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n" % (
-        _constant(standing.policy, standing.quota, standing.window_s), left, seconds, left, seconds,
+        _constant(standing.policy, standing.quota, standing.window_s, standing.burst),
+        left, seconds, left, seconds,
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def _told(standings: Sequence[Standing]) -> tuple[str, str, Standing]:
     policies, limits = [], []
     tightest, least = standings[0], math.inf
     for standing in standings:
-        share = standing.remaining / max(1, standing.quota)
+        share = standing.remaining / max(1, standing.burst or standing.quota)
         if share < least:
             tightest, least = standing, share
         policies.append(_policy(standing.policy, standing.quota, standing.window_s))
@@ -68,11 +70,11 @@ def _told(standings: Sequence[Standing]) -> tuple[str, str, Standing]:
 
 
 @lru_cache(_KEPT)
-def _constant(policy: str, quota: int, window_s: int) -> bytes:
+def _constant(policy: str, quota: int, window_s: int, burst: int) -> bytes:
     """All of the lines of one limit up to what differs from request to request."""
     return (
         f"ratelimit-policy: {_policy(policy, quota, window_s)}\r\n"
-        f"x-ratelimit-limit: {quota}\r\n"
+        f"x-ratelimit-limit: {burst or quota}\r\n"
         f"ratelimit: {_limit(policy)}"
     ).encode("ascii")
 

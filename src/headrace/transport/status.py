@@ -50,6 +50,7 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus, OpenAiType]]] = {
     "method_not_allowed": (405, _G.UNIMPLEMENTED, _O.INVALID),
     "request_timeout": (408, _G.DEADLINE_EXCEEDED, _O.INVALID),
     "idempotency_in_flight": (409, _G.ABORTED, _O.INVALID),
+    "idempotency_answer_lost": (409, _G.ABORTED, _O.INVALID),
     "idempotency_mismatch": (422, _G.INVALID_ARGUMENT, _O.INVALID),
     "rate_limited": (429, _G.RESOURCE_EXHAUSTED, _O.RATE_LIMIT),
     "tenant_busy": (429, _G.RESOURCE_EXHAUSTED, _O.RATE_LIMIT),

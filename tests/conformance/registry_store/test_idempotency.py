@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,27 +10,57 @@ import pytest
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import open_store
 from headrace.adapters.sql.settings import StoreSettings
-from headrace.domain.errors import IdempotencyInFlight, IdempotencyMismatch, StoreUnavailable
-from headrace.ports.idempotency import IdempotencyKey, IdempotencyStore, KeptAnswer
+from headrace.domain.catalog import Model
+from headrace.domain.errors import (
+    IdempotencyAnswerLost,
+    IdempotencyInFlight,
+    IdempotencyMismatch,
+    StoreUnavailable,
+)
+from headrace.domain.idempotency import IdempotencyKey, Once
+from headrace.ports.idempotency import IdempotencyStore, KeptAnswer
+from headrace.ports.registry_store import RegistryStore
 from tests.conformance.registry_store import samples
 from tests.conformance.registry_store.conftest import OpenStore
 from tests.support.idempotency import MemoryIdempotencyStore
+from tests.support.registry_store import MemoryRegistryStore
 
 _KEY = IdempotencyKey("acme", "ann", "k-1")
+_ONCE = Once(_KEY, "h1")
 _ANSWER = KeptAnswer(201, {"ETag": '"7"', "Content-Type": "application/json"}, '{"é": "✓"}')
 
 
+class _Beside:
+    """The keys, and the registry in the same database."""
+
+    def __init__(self, keys: IdempotencyStore, registry: RegistryStore) -> None:
+        self.keys = keys
+        self.registry = registry
+
+    async def change(self, once: Once = _ONCE) -> None:
+        async with self.registry.transaction() as transaction:
+            await transaction.put(samples.model())
+            await transaction.carry_out(once)
+
+    async def changed(self) -> bool:
+        return await self.registry.get(Model, samples.model().key) is not None
+
+
 @pytest.fixture
-async def keys(
-    settings_or_none: StoreSettings | None, tmp_path: Path
-) -> AsyncIterator[IdempotencyStore]:
-    """Each store, the fake too."""
+async def beside(settings_or_none: StoreSettings | None, tmp_path: Path) -> AsyncIterator[_Beside]:
+    """Each store, the fakes too."""
     if settings_or_none is None:
-        yield MemoryIdempotencyStore()
+        keys = MemoryIdempotencyStore()
+        yield _Beside(keys, MemoryRegistryStore(keys=keys))
         return
     store = await open_store(settings_or_none, data_dir=tmp_path, now=lambda: samples.START)
-    yield SqlIdempotencyStore(store.database)
+    yield _Beside(SqlIdempotencyStore(store.database), store)
     await store.close()
+
+
+@pytest.fixture
+def keys(beside: _Beside) -> IdempotencyStore:
+    return beside.keys
 
 
 async def test_the_first_has_no_answer_and_the_next_has_its(keys: IdempotencyStore) -> None:
@@ -142,6 +173,107 @@ async def test_forgetting_leaves_what_has_time_left(keys: IdempotencyStore) -> N
     assert await keys.claim(_KEY, request="r", holder="h2") == _ANSWER
     with pytest.raises(IdempotencyInFlight):
         await keys.claim(running, request="r", holder="h2")
+
+
+async def test_what_was_carried_out_is_never_taken_over(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1", lease_s=0)
+    await beside.change()
+    await beside.keys.forget()
+    for _ in range(2):
+        with pytest.raises(IdempotencyAnswerLost, match=r"carried out"):
+            await beside.keys.claim(_KEY, request="r", holder="h2")
+    with pytest.raises(IdempotencyMismatch):
+        await beside.keys.claim(_KEY, request="s", holder="h2")
+
+
+async def test_what_was_carried_out_is_in_flight_while_its_holder_lives(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1")
+    await beside.change()
+    with pytest.raises(IdempotencyInFlight):
+        await beside.keys.claim(_KEY, request="r", holder="h2")
+    await beside.keys.keep(_KEY, _ANSWER, holder="h1")
+    assert await beside.keys.claim(_KEY, request="r", holder="h2") == _ANSWER
+
+
+async def test_what_was_carried_out_and_released_has_no_answer(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1")
+    await beside.change()
+    await beside.keys.release(_KEY, holder="h1")
+    with pytest.raises(IdempotencyAnswerLost):
+        await beside.keys.claim(_KEY, request="r", holder="h2")
+
+
+async def test_a_change_that_is_rolled_back_leaves_the_key_open(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1", lease_s=0)
+
+    async def fail() -> None:
+        async with beside.registry.transaction() as transaction:
+            await transaction.put(samples.model())
+            await transaction.carry_out(_ONCE)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert not await beside.changed()
+    assert await beside.keys.claim(_KEY, request="r", holder="h2") is None
+
+
+async def test_who_lost_its_lease_cannot_commit(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1", lease_s=0)
+    await beside.keys.claim(_KEY, request="r", holder="h2")
+    with pytest.raises(IdempotencyInFlight):
+        await beside.change()
+    assert not await beside.changed()
+    await beside.change(Once(_KEY, "h2"))
+    assert await beside.changed()
+
+
+async def test_who_lost_its_lease_cannot_commit_though_it_looks_away(beside: _Beside) -> None:
+    async def stubbornly() -> None:
+        async with beside.registry.transaction() as transaction:
+            await transaction.put(samples.model())
+            with contextlib.suppress(IdempotencyInFlight):
+                await transaction.carry_out(_ONCE)
+
+    with pytest.raises(IdempotencyInFlight):
+        await stubbornly()
+    assert not await beside.changed()
+
+
+async def test_whose_answer_is_kept_commits_nothing_more(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1")
+    await beside.keys.keep(_KEY, _ANSWER, holder="h1")
+    with pytest.raises(IdempotencyInFlight):
+        await beside.change()
+    assert not await beside.changed()
+
+
+async def test_several_changes_of_one_request_mark_it_once(beside: _Beside) -> None:
+    await beside.keys.claim(_KEY, request="r", holder="h1")
+    await beside.change()
+    await beside.change()
+    await beside.keys.keep(_KEY, _ANSWER, holder="h1")
+    assert await beside.keys.claim(_KEY, request="r", holder="h2") == _ANSWER
+
+
+async def test_while_a_change_is_committed_nobody_takes_it_over(another: OpenStore) -> None:
+    first, second = await another(), await another()
+    keys = SqlIdempotencyStore(second.database)
+    await keys.claim(_KEY, request="r", holder="h1", lease_s=0)
+    async with asyncio.TaskGroup() as tasks, first.transaction() as transaction:
+        await transaction.put(samples.model())
+        await transaction.carry_out(_ONCE)
+        taking = tasks.create_task(_refusal(keys))
+        await asyncio.wait([taking], timeout=0.1)
+    assert isinstance(taking.result(), IdempotencyAnswerLost)
+
+
+async def _refusal(keys: IdempotencyStore) -> Exception | None:
+    try:
+        await keys.claim(_KEY, request="r", holder="h2")
+    except (IdempotencyAnswerLost, IdempotencyInFlight) as error:
+        return error
+    return None
 
 
 async def test_of_many_who_ask_at_once_one_runs(another: OpenStore) -> None:

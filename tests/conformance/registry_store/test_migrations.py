@@ -17,8 +17,8 @@ from headrace.adapters.sql.statements import statement
 from headrace.compose import migrate as command
 from headrace.domain.catalog import ApiKey, Entity, Model
 from headrace.domain.errors import InvalidSettings
+from headrace.domain.idempotency import IdempotencyKey
 from headrace.domain.usage import Usage
-from headrace.ports.idempotency import IdempotencyKey
 from headrace.ports.registry_store import AuditQuery, RegistryStore
 from tests.conformance.registry_store import samples
 from tests.conformance.registry_store.conftest import OpenStore

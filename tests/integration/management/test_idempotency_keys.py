@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import open_store
 from headrace.adapters.sql.settings import SqliteSettings, StoreSettings
+from headrace.domain.calls import Call
 from headrace.domain.errors import StoreUnavailable
+from headrace.domain.idempotency import Once
 from headrace.ports.registry_store import AuditQuery
 from tests.integration.management.conftest import Platform, now
 
@@ -134,7 +138,10 @@ async def test_callers_do_not_share_their_keys(platform: Platform) -> None:
 
 
 async def test_a_key_with_and_without_quotes_is_the_same(api: httpx.AsyncClient) -> None:
-    for sent, replayed in (("a-b", False), ('"a-b"', True), (r'"a\"b"', False), (r'"a\\b"', False)):
+    for sent, replayed in (
+        ("a-b", False), ('"a-b"', True), (r'"a\"b"', False), (r'"a\\b"', False),
+        ("a b", False), ('"a b"', True), (r"a\b", True), ('a"b', True),
+    ):  # fmt: skip
         answer = await api.post(KEYS, json={"name": "ci"}, headers={"Idempotency-Key": sent})
         assert answer.status_code == 201, sent
         assert (REPLAYED in answer.headers) == replayed, sent
@@ -142,8 +149,8 @@ async def test_a_key_with_and_without_quotes_is_the_same(api: httpx.AsyncClient)
 
 @pytest.mark.parametrize(
     "header",
-    ["", " ", "a b", "a,b", '"', '""', '"a', 'a"', '"a"b', r'"a\b"', "a" * 256, f'"{"a" * 256}"',
-     '"a";p=1', b"\xc3\xa9", b'"\xe9"', b'"a\tb"'],
+    ["", " ", '"', '""', '"a', '"a"b', r'"a\b"', "a" * 256, f'"{"a" * 256}"',
+     '"a";p=1', b"\xc3\xa9", b'"\xe9"', b'"a\tb"', b"a\tb", b"a\x7f"],
 )  # fmt: skip
 async def test_what_is_no_key_is_refused(
     api: httpx.AsyncClient, platform: Platform, header: str | bytes
@@ -161,7 +168,8 @@ async def test_two_keys_are_refused(api: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["a" * 255, f'"{"a" * 255}"', "0:1/2", '"a b,é"'.replace("é", "~")]
+    "header",
+    ["a" * 255, f'"{"a" * 255}"', "0:1/2", '"a b,~"', "a b c", "a,b", 'a"', "a\\b", "(a; b=[c])"],
 )
 async def test_long_and_odd_keys_are_taken(api: httpx.AsyncClient, header: str) -> None:
     for replayed in (False, True):
@@ -170,20 +178,62 @@ async def test_long_and_odd_keys_are_taken(api: httpx.AsyncClient, header: str) 
 
 
 async def test_a_refusal_is_given_again_after_the_reason_went(api: httpx.AsyncClient) -> None:
-    missing = f"{MODELS}/bert/versions"
-    for method, url, sent, status in (
-        ("POST", missing, {"json": {}}, 404),
-        ("POST", MODELS, {"json": {"name": "no name"}}, 400),
-    ):
-        headers = {"Idempotency-Key": f"k{status}"}
-        first = await api.request(method, url, headers=headers, **sent)
-        assert first.status_code == status
-        assert first.headers["Content-Type"] == "application/problem+json"
-        await api.post(MODELS, json={"name": "bert"})
-        again = await api.request(method, url, headers=headers, **sent)
-        assert (again.status_code, again.content) == (status, first.content)
-        assert again.headers["Content-Type"] == "application/problem+json"
-        assert again.headers[REPLAYED] == "true"
+    first = await api.post(f"{MODELS}/bert/versions", json={}, headers=ONCE)
+    assert first.status_code == 404
+    await api.post(MODELS, json={"name": "bert"})
+    again = await api.post(f"{MODELS}/bert/versions", json={}, headers=ONCE)
+    assert (again.status_code, again.content) == (404, first.content)
+    for name in ("Content-Type", "X-Error-Code"):
+        assert again.headers[name] == first.headers[name]
+    assert again.headers[REPLAYED] == "true"
+
+
+async def test_a_request_that_is_refused_anyway_leaves_nothing(platform: Platform) -> None:
+    async with platform.client() as api:
+        refused = await api.post(MODELS, json={"name": "no name"}, headers=ONCE)
+        assert refused.status_code == 400
+        made = await api.post(MODELS, json={"name": "name"}, headers=ONCE)
+    assert (made.status_code, REPLAYED in made.headers) == (201, False)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone since"), ZeroDivisionError()])
+async def test_a_change_whose_answer_failed_is_not_made_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    create = platform.registry.keys.create
+
+    async def badly(*arguments: Any) -> Any:
+        await create(*arguments)
+        raise error
+
+    monkeypatch.setattr(platform.registry.keys, "create", badly)
+    async with platform.client() as api:
+        with contextlib.suppress(ZeroDivisionError):
+            await api.post(KEYS, json={"name": "ci"}, headers=ONCE)
+        monkeypatch.setattr(platform.registry.keys, "create", create)
+        again = await api.post(KEYS, json={"name": "ci"}, headers=ONCE)
+        listed = (await api.get(KEYS)).json()["items"]
+    assert (again.status_code, again.json()["code"]) == (409, "idempotency_answer_lost")
+    assert "Retry-After" not in again.headers
+    assert len(listed) == 1
+
+
+async def test_a_change_that_was_taken_over_is_not_made_twice(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = platform.registry.keys.create
+
+    async def late(call: Call, *arguments: Any) -> Any:
+        assert call.once is not None
+        paused = Once(call.once.key, "paused since long ago")
+        return await create(msgspec.structs.replace(call, once=paused), *arguments)
+
+    monkeypatch.setattr(platform.registry.keys, "create", late)
+    async with platform.client() as api:
+        refused = await api.post(KEYS, json={"name": "ci"}, headers=ONCE)
+        listed = (await api.get(KEYS)).json()["items"]
+    assert (refused.status_code, refused.json()["code"]) == (409, "idempotency_in_flight")
+    assert listed == []
 
 
 async def test_of_requests_at_once_one_runs(platform: Platform) -> None:

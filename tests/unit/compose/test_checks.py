@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from headrace.compose.checks import check_exposure, is_loopback
 from headrace.domain.errors import InvalidSettings
 from headrace.gateway.authentication import AuthenticationSettings
 from headrace.gateway.static_tokens import StaticToken
+from headrace.registry.settings import RegistrySettings
 from headrace.settings import ServerSettings, Settings
 
 LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1", "localhost"]
@@ -45,3 +47,21 @@ def test_a_name_that_only_looks_like_loopback_is_open() -> None:
 
 def test_the_defaults_start() -> None:
     check_exposure(Settings())
+
+
+@pytest.mark.parametrize("host", OPEN)
+def test_development_mode_is_for_this_machine_only(host: str) -> None:
+    settings = Settings(mode="development", server=ServerSettings(host=host))
+    with pytest.raises(InvalidSettings, match="mode is development"):
+        check_exposure(settings)
+
+
+def test_keys_that_are_asked_for_let_others_in() -> None:
+    settings = Settings(
+        server=ServerSettings(host="0.0.0.0"),  # noqa: S104 - what is tested
+        authentication=AuthenticationSettings(required=True),
+    )
+    check_exposure(settings)
+    without = msgspec.structs.replace(settings, registry=RegistrySettings(enabled=False))
+    with pytest.raises(InvalidSettings, match=r"registry\.enabled is false"):
+        check_exposure(without)

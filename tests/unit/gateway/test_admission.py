@@ -171,6 +171,33 @@ async def _waiting(house: House, call: Call) -> tuple[Waiter, asyncio.Task[None]
     return waiter, task
 
 
+async def test_no_tenant_takes_the_room_of_others_by_calling_everything_urgent() -> None:
+    house = House(max_concurrent=4, max_waiting=6)
+    for _ in range(4):
+        house.enter(_call(1, tenant="loud"))
+    loud = [house.waits(_call(1, tenant="loud")) for _ in range(6)]
+    quiet = [house.waits(_call(tenant="quiet")) for _ in range(2)]  # in place of two loud ones
+    assert [waiter.future.done() for waiter in loud] == [False] * 4 + [True] * 2
+    for waiter in loud[4:]:
+        assert isinstance(_error(waiter), Overloaded)
+    for _ in range(2):
+        house.admission.leave(_call(tenant="loud"))
+    assert [waiter.granted for waiter in quiet] == [True, True]
+    assert not any(waiter.granted for waiter in loud)
+    house.admission.leave(_call(tenant="loud"))  # one of loud's is under way, two of quiet's
+    assert loud[0].granted
+
+
+async def test_thousands_that_were_cancelled_are_passed_over() -> None:
+    house = House(max_waiting=5000)
+    house.enter(_call())
+    waiters = [house.waits(_call()) for _ in range(3000)]
+    for waiter in waiters[:-1]:
+        waiter.future.cancel()
+    house.admission.leave(_call())
+    assert waiters[-1].granted
+
+
 async def test_who_is_cancelled_leaves_no_trace() -> None:
     house = House()
     house.enter(_call())

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.domain.calls import ANONYMOUS, Principal
 from headrace.domain.catalog import ApiKey
-from headrace.domain.errors import InvalidSettings, RateLimited, Unauthenticated
+from headrace.domain.errors import Forbidden, InvalidSettings, RateLimited, Unauthenticated
 from headrace.domain.scopes import EVERYTHING, grants
 from headrace.gateway import authentication
 from headrace.gateway.authentication import Authentication, AuthenticationSettings
@@ -208,7 +208,7 @@ def test_a_known_key_is_not_looked_up_again_until_keys_change() -> None:
         keys.authenticate(headers)
     assert keys.asked == 1
     keys.known.clear()
-    keys.authenticate.forget()
+    keys.authenticate.forget_keys()
     with pytest.raises(Unauthenticated):
         keys.authenticate(headers)
 
@@ -233,7 +233,7 @@ def test_which_keys_were_used_is_told_once() -> None:
     assert keys.authenticate.take_used_keys() == {("acme", "key_1")}
     assert keys.authenticate.take_used_keys() == set()
     keys.authenticate({b"x-api-key": SECRET})
-    keys.authenticate.forget()
+    keys.authenticate.forget_keys()
     assert keys.authenticate.take_used_keys() == {("acme", "key_1")}
 
 
@@ -404,6 +404,7 @@ class Failing:
         self.authenticate = Authentication(
             AuthenticationSettings(tokens={"alice": _sha256(ALICE)}),
             verifier=self.verifier,
+            clock=lambda: 0.0,
             failures=Failures(2, spend=self._spend, clock=lambda: self.now),
         )
 
@@ -451,3 +452,63 @@ def test_requests_without_a_token_count_as_wrong() -> None:
             failing.authenticate({}, "10.0.0.1")
     with pytest.raises(RateLimited):
         failing.authenticate({}, "10.0.0.1")
+
+
+def test_a_key_that_changes_shuts_nobody_else_out() -> None:
+    failing = Failing()
+    signed, static = {b"authorization": b"a.b.c"}, {b"x-api-key": ALICE}
+    for headers in (signed, static):
+        failing.authenticate(headers, "10.0.0.1")
+    for _ in range(3):
+        with pytest.raises((Unauthenticated, RateLimited)):
+            failing.wrong("10.0.0.1")
+    failing.authenticate.forget_keys()
+    assert failing.authenticate(signed, "10.0.0.1").name == "jwt:ann"
+    assert failing.authenticate(static, "10.0.0.1").name == "alice"
+
+
+def test_a_token_that_costs_only_a_look_up_is_let_in_where_others_were_wrong() -> None:
+    failing = Failing()
+    for _ in range(3):
+        with pytest.raises((Unauthenticated, RateLimited)):
+            failing.wrong("10.0.0.1")
+    assert failing.authenticate({b"x-api-key": ALICE}, "10.0.0.1").name == "alice"
+    with pytest.raises(RateLimited):
+        failing.authenticate({b"authorization": b"a.b.c"}, "10.0.0.1")
+
+
+def test_odd_spellings_of_a_token_do_not_push_out_what_others_use(
+    authenticate: Authentication,
+) -> None:
+    authenticate({b"x-api-key": BOB})
+    for spaces in range(5000):
+        authenticate({b"authorization": b"Bearer " + b" " * spaces + ALICE})
+    assert set(authenticate._known) == {BOB, b"Bearer " + ALICE}  # noqa: SLF001 - what is kept
+
+
+@pytest.mark.parametrize("name", ["anonymous", "demo", "key:key_1", "jwt:ann", "local:root"])
+def test_no_static_token_is_called_as_others_are(name: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"authentication.tokens.{name}"):
+        Authentication(AuthenticationSettings(tokens={name: _sha256(ALICE)}))
+
+
+# Nobody is asked
+
+
+def test_a_web_page_of_elsewhere_is_nobody_on_this_machine() -> None:
+    authenticate = Authentication(AuthenticationSettings())
+    assert authenticate({b"host": b"127.0.0.1:8080"}) == ANONYMOUS
+    for headers in (
+        {b"host": b"rebind.evil.example", b"accept-language": b"en"},
+        {b"host": b"localhost", b"origin": b"https://evil.example"},
+        {b"host": b"localhost", b"origin": b"null", b"authorization": b"whatever"},
+    ):
+        with pytest.raises(Forbidden):
+            authenticate(headers)
+
+
+def test_where_credentials_are_asked_for_pages_need_one_like_anybody(
+    authenticate: Authentication,
+) -> None:
+    headers = {b"host": b"models.example", b"origin": b"https://app.example", b"x-api-key": ALICE}
+    assert authenticate(headers).name == "alice"

@@ -17,7 +17,6 @@ from headrace.domain.errors import (
     InvalidRequest,
     ModelNotReady,
     Overloaded,
-    PayloadTooLarge,
     QueueFull,
     RateLimited,
     ShuttingDown,
@@ -411,27 +410,67 @@ async def test_a_failure_behind_tells_of_the_limits_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "units"), [((7, 3), 7), ((1, 4), 1), ((5,), 1), ((), 1), ((0, 4), 1)]
+    ("shape", "units"), [((7, 3), [1, 6]), ((1, 4), [1]), ((5,), [1]), ((), [1]), ((0, 4), [1])]
 )
 async def test_rows_are_what_the_first_axis_of_a_batch_says(
-    shape: tuple[int, ...], units: int
+    shape: tuple[int, ...], units: list[int]
 ) -> None:
     limiter = FakeLimiter()
     house = House(limits=limiter.of(_ROWS))
     content = InferContent([Tensor("x", "FP32", np.zeros(shape, dtype=np.float32))])
     await house.gateway.infer(InferRequest("m", decoded=content), Call("id", received=RECEIVED))
-    assert [spent for _, spent in limiter.taken] == [units]
+    assert [spent for _, spent in limiter.taken] == units
 
 
-async def test_more_rows_than_can_ever_be_had_at_once_are_too_large() -> None:
-    house = House(
-        limits=FakeLimiter(
-            Spent(allowed=False, remaining=100, reset_s=0.0, retry_after_s=math.inf)
-        ).of(_ROWS)
-    )
-    error = await house.refusal()
-    assert isinstance(error, PayloadTooLarge)
-    assert "allows 100 rows at once" in error.message
+class Packed:
+    """A body that is compressed, and tells when somebody undoes that."""
+
+    def __init__(self, rows: int | None = 3) -> None:
+        self.unpacked = False
+        self._rows = rows
+
+    async def unpack(self) -> None:
+        self.unpacked = True
+
+    def rows(self) -> int | None:
+        assert self.unpacked
+        return self._rows
+
+    def parameters(self) -> Parameters:
+        assert self.unpacked
+        return {}
+
+    def decode(self) -> InferContent:
+        raise NotImplementedError
+
+
+def _packed(body: Packed, principal: Principal | None = None) -> tuple[InferRequest, Call]:
+    caller = principal or Principal("alice", grants=EVERYTHING)
+    return InferRequest("m", payload=body, unpack=body.unpack), Call("id", caller, RECEIVED)
+
+
+async def test_a_body_is_unpacked_before_it_is_looked_at() -> None:
+    limiter, body = FakeLimiter(), Packed()
+    await House(limits=limiter.of(_ROWS)).gateway.infer(*_packed(body))
+    assert [units for _, units in limiter.taken] == [1, 2]
+
+
+async def test_what_is_refused_is_not_unpacked_before() -> None:
+    refused = FakeLimiter(Spent(allowed=False, remaining=0, reset_s=9.0, retry_after_s=9.0))
+    cases = [
+        (House(), _packed(body := Packed(), Principal("alice"))),
+        (House(limits=refused.of(_ROWS)), _packed(body)),
+    ]
+    for house, asked in cases:
+        with pytest.raises((Forbidden, RateLimited)):
+            await house.gateway.infer(*asked)
+        assert not body.unpacked
+
+
+async def test_where_rows_are_counted_a_body_must_tell_them() -> None:
+    with pytest.raises(InvalidRequest, match="send its shape along"):
+        await House(limits=FakeLimiter().of(_ROWS)).gateway.infer(*_packed(Packed(None)))
+    await House().gateway.infer(*_packed(Packed(None)))
 
 
 async def test_management_is_counted_by_the_limits_that_are_not_for_models() -> None:

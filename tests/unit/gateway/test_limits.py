@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.domain.calls import ANONYMOUS, Principal
-from headrace.domain.errors import InvalidSettings, RateLimited
+from headrace.domain.errors import InvalidSettings, PayloadTooLarge, RateLimited
 from headrace.gateway.limits import LimitPolicy, Limits, LimitSettings
 from headrace.ports.limiter import Charge, Spent, Taken
 
@@ -46,9 +46,12 @@ class House:
         )
 
     def bucket(self, principal: Principal, address: str = "", model: str = "m") -> str:
-        self.limits.spend(principal, address, model, lambda: 1)
+        return self.charge(principal, address, model).bucket
+
+    def charge(self, principal: Principal, address: str = "", model: str = "m") -> Charge:
+        self.limits.spend((principal, address, model))
         ((charge,),) = self.limiter.charges[-1:]
-        return charge.bucket
+        return charge
 
 
 def _policy(**given: Any) -> LimitPolicy:
@@ -98,28 +101,68 @@ def test_a_limit_on_some_models_counts_their_inference_only() -> None:
     house = House(_policy(models="big-*"))
     for model, counted in {"big-1": 1, "small": 0, "": 0, "BIG-1": 0}.items():
         house.limiter.charges.clear()
-        standings = house.limits.spend(ANN, "", model, lambda: 1)
+        standings = house.limits.spend((ANN, "", model))
         assert not isinstance(standings, asyncio.Future)
         assert (len(house.limiter.charges), len(standings)) == (counted, counted), model
 
 
-def test_several_limits_are_charged_at_once() -> None:
-    house = House(_policy(name="a"), _policy(name="b", unit="rows", models="*", burst=9))
-    standings = house.limits.spend(ANN, "", "m", lambda: 4)
-    assert not isinstance(standings, asyncio.Future)
-    (charges,) = house.limiter.charges
-    assert [(c.bucket.partition("/")[0], c.units, c.rate.burst) for c in charges] == [
-        ("a", 1, 5),
-        ("b", 4, 9),
+def _units(house: House) -> list[list[tuple[str, int, int]]]:
+    return [
+        [(c.bucket.partition("/")[0], c.units, c.rate.burst) for c in charges]
+        for charges in house.limiter.charges
     ]
-    assert [s.policy for s in standings] == ["a", "b"]
+
+
+async def test_several_limits_are_charged_a_unit_at_once_and_the_rest_of_the_rows_after_it() -> (
+    None
+):
+    house = House(_policy(name="a"), _policy(name="b", unit="rows", models="*", burst=9))
+    asked = (ANN, "", "m")
+    standings = house.limits.spend(asked)
+    assert not isinstance(standings, asyncio.Future)
+    assert _units(house) == [[("a", 1, 5), ("b", 1, 9)]]
+    assert house.limits.counts_rows(asked)
+    standings = await house.limits.spend_rows(asked, 4, standings)
+    assert _units(house)[1:] == [[("b", 3, 9)]]
+    assert sorted(s.policy for s in standings) == ["a", "b"]
+
+
+async def test_a_single_row_is_charged_once() -> None:
+    house = House(_policy(name="b", unit="rows", models="*"))
+    asked = (ANN, "", "m")
+    standings = house.limits.spend(asked)
+    assert not isinstance(standings, asyncio.Future)
+    for rows in (1, 0, -3):
+        assert await house.limits.spend_rows(asked, rows, standings) is standings
+    assert len(house.limiter.charges) == 1
+
+
+async def test_rows_over_a_limit_are_refused_with_how_the_caller_stands() -> None:
+    house = House(_policy(name="a"), _policy(name="b", unit="rows", models="*", burst=9))
+    asked = (ANN, "", "m")
+    standings = house.limits.spend(asked)
+    assert not isinstance(standings, asyncio.Future)
+    house.limiter.refuse = {"b": 7.0}
+    with pytest.raises(RateLimited, match="5 rows in 1 s"):
+        await house.limits.spend_rows(asked, 4, standings)
+    with pytest.raises(PayloadTooLarge, match="allows 9 rows at once") as caught:
+        await house.limits.spend_rows(asked, 10, standings)
+    assert [each.policy for each in caught.value.standings] == ["b", "a"]
+    assert house.refused == ["b", "b"]
+
+
+def test_charges_say_whose_they_are_so_that_no_tenant_pays_for_another() -> None:
+    house = House(_policy())
+    assert house.charge(ANN).owner == "acme"
+    assert house.charge(ANONYMOUS, "10.0.0.1").owner == ""
+    assert House(_policy(per="address")).charge(ANN, "10.0.0.1").owner == ""
 
 
 def test_of_several_that_are_over_the_one_that_takes_longest_is_told() -> None:
     house = House(_policy(name="a"), _policy(name="b"), _policy(name="c"))
     house.limiter.refuse = {"a": 1.0, "b": 7.0}
     with pytest.raises(RateLimited, match="over the limit 'b' of 5 requests in 1 s") as caught:
-        house.limits.spend(ANN, "", "", lambda: 1)
+        house.limits.spend((ANN, "", ""))
     assert caught.value.retry_after_s == 7.0
     assert [standing.policy for standing in caught.value.standings] == ["b", "a", "c"]
     assert house.refused == ["b"]

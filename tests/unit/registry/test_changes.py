@@ -7,18 +7,24 @@ import pytest
 
 from headrace.domain.calls import Call, Principal
 from headrace.domain.catalog import ApiKey, Model
+from headrace.domain.errors import IdempotencyAnswerLost, IdempotencyInFlight
+from headrace.domain.idempotency import IdempotencyKey, Once
 from headrace.ports.registry_store import AuditQuery, Change
 from headrace.registry.changes import Ledger
+from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.registry_store import MemoryRegistryStore
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 CALL = Call("req-7", Principal("ann", "t"))
+KEY = IdempotencyKey("t", "ann", "k")
+ONCE = Call("req-7", Principal("ann", "t"), once=Once(KEY, "h"))
 MODEL = Model(tenant="t", id="mdl_1", name="bert", created_at=AT, updated_at=AT)
 
 
 class Scene:
     def __init__(self) -> None:
-        self.store = MemoryRegistryStore()
+        self.keys = MemoryIdempotencyStore()
+        self.store = MemoryRegistryStore(keys=self.keys)
         self.told: list[tuple[Change, Model | None]] = []
         self.ledger = Ledger(store=self.store, now=lambda: AT, invalidate=self._invalidate)
 
@@ -37,6 +43,34 @@ async def test_a_change_is_told_after_it_is_committed(scene: Scene) -> None:
         written = await changes.create(MODEL, "model.create")
         assert scene.told == []
     assert scene.told == [(Change(1, "model", MODEL.key), written)]
+
+
+async def test_a_call_that_is_made_once_is_marked_with_its_change(scene: Scene) -> None:
+    await scene.keys.claim(KEY, request="r", holder="h", lease_s=0)
+    async with scene.ledger.changes(ONCE) as changes:
+        await changes.create(MODEL, "model.create")
+    with pytest.raises(IdempotencyAnswerLost):
+        await scene.keys.claim(KEY, request="r", holder="other")
+
+
+async def test_a_call_that_changed_nothing_is_not_marked(scene: Scene) -> None:
+    await scene.keys.claim(KEY, request="r", holder="h", lease_s=0)
+    async with scene.ledger.changes(ONCE):
+        pass
+    assert await scene.keys.claim(KEY, request="r", holder="other") is None
+    async with scene.ledger.changes(ONCE):
+        pass  # so it does not matter who holds the key
+
+
+async def test_a_call_that_another_took_over_changes_nothing(scene: Scene) -> None:
+    async def change() -> None:
+        async with scene.ledger.changes(ONCE) as changes:
+            await changes.create(MODEL, "model.create")
+
+    await scene.keys.claim(KEY, request="r", holder="other")
+    with pytest.raises(IdempotencyInFlight):
+        await change()
+    assert await scene.store.get(Model, MODEL.key) is None
 
 
 async def test_a_change_that_fails_leaves_neither_state_nor_trail(scene: Scene) -> None:

@@ -107,6 +107,58 @@ def test_who_is_new_begins_as_the_emptiest_that_was_evicted() -> None:
     assert buckets.take([Charge("e", other, 0)])[0].remaining == 8
 
 
+def test_who_is_new_does_not_pay_for_what_another_owner_owes() -> None:
+    buckets = Buckets(max_keys=2, clock_ns=Clock())
+    rate = Rate(10, 1.0, 10)
+    for n in range(5):
+        buckets.take([Charge(f"flood {n}", rate, 10, "flood")])
+    assert buckets.take([Charge("a", rate, 4, "tenant")])[0].remaining == 6
+    # who owes is asked for it, under any name
+    for name in ("flood 0", "new"):
+        assert not allowed(buckets, Charge(name, rate, 1, "flood"))
+
+
+def test_an_evicted_bucket_is_owed_by_its_owner_when_others_push_it_out() -> None:
+    clock = Clock()
+    buckets = Buckets(max_keys=1, clock_ns=clock)
+    rate = Rate(10, 1.0, 10)
+    assert allowed(buckets, Charge("a", rate, 10, "one"))
+    assert allowed(buckets, Charge("b", rate, 3, "two"))
+    assert not allowed(buckets, Charge("a", rate, 1, "one"))
+    clock.now += SECOND // 2
+    assert not allowed(buckets, Charge("a", rate, 6, "one"))
+    assert allowed(buckets, Charge("a", rate, 5, "one"))
+
+
+def test_owners_beyond_the_bound_share_the_floor_of_the_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headrace.resilience.buckets._OWNERS", 2)
+    clock = Clock()
+    buckets = Buckets(max_keys=1, clock_ns=clock)
+    rate = Rate(10, 1.0, 10)
+    for units, owner in ((7, "one"), (2, "two"), (1, "three"), (1, "four")):
+        assert allowed(buckets, Charge(f"{owner}'s", rate, units, owner))
+    # the first was folded: its owner gets nothing twice, and who is new no more than it
+    for owner in ("one", "two", "five"):
+        assert buckets.take([Charge("x", rate, 0, owner)])[0].remaining == 3
+    floors = buckets._floors[rate]  # noqa: SLF001
+    assert len(floors._of) == 2  # noqa: SLF001
+    clock.now += SECOND
+    assert buckets.take([Charge("y", rate, 10, "one")])[0].allowed
+
+
+def test_floors_of_which_nothing_is_owed_any_more_are_dropped() -> None:
+    clock = Clock()
+    buckets = Buckets(max_keys=1, clock_ns=clock)
+    rate = Rate(10, 1.0, 10)
+    for n in range(8):
+        assert allowed(buckets, Charge(f"{n}", rate, 6, f"{n}"))
+        clock.now += SECOND * 4 // 10
+    # the last one is known still, and the one before it owes
+    assert list(buckets._floors[rate]._of) == ["6"]  # noqa: SLF001
+
+
 def test_a_refused_call_pushes_nobody_out() -> None:
     buckets = Buckets(max_keys=1, clock_ns=Clock())
     rate = Rate(10, 1.0, 10)

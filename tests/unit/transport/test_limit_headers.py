@@ -19,6 +19,7 @@ standings = st.builds(
     window_s=st.integers(1, 10**6),
     remaining=st.integers(0, 10**9),
     reset_s=st.floats(-1, 1e6),
+    burst=st.integers(0, 10**9),
 )
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
 _POLICY = re.compile(rf"{_STRING};q=\d+;w=\d+(, {_STRING};q=\d+;w=\d+)*")
@@ -43,6 +44,21 @@ def test_several_limits_are_lists_and_the_older_family_tells_the_tightest() -> N
         "x-ratelimit-remaining": "90",
         "x-ratelimit-reset": "200",
     }
+
+
+def test_what_is_left_is_told_of_the_burst() -> None:
+    usual = Standing("usual", quota=100, window_s=1, remaining=199, reset_s=0.01, burst=200)
+    rows = Standing("rows", 1_000_000, 3_600, remaining=999_999, reset_s=0.1, burst=1_000_000)
+    for several in ([usual], [usual, rows], [rows, usual]):
+        told = dict(limit_headers(several))
+        assert (told["x-ratelimit-limit"], told["x-ratelimit-remaining"]) == ("200", "199")
+        assert '"usual";q=100;w=1' in told["ratelimit-policy"]
+
+
+def test_one_policy_with_another_burst_is_told_anew() -> None:
+    for burst, told in ((0, b"5"), (10, b"10"), (20, b"20")):
+        standing = Standing("a", 5, 1, remaining=1, reset_s=1, burst=burst)
+        assert b"x-ratelimit-limit: %b\r\n" % told in limit_lines([standing])
 
 
 def test_of_limits_that_are_as_tight_the_first_is_told() -> None:

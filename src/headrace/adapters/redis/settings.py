@@ -44,7 +44,7 @@ class RedisLimiterSettings(
     """Limits that several processes count together.
 
     The Redis must not evict keys while they live (`maxmemory-policy noeviction`): what it forgets
-    is granted again.
+    is granted again, and one that is restarted empty has forgotten everything.
     """
 
     #: Where Redis or Valkey answers: `redis://user:password@host:port/db`, with TLS `rediss://`

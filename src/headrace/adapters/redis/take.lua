@@ -1,13 +1,16 @@
--- Decides calls in their order. Each spends all of its charges, or none of them.
+-- Decides calls in their order. Each spends all of its charges, or none of them; or, where they are
+-- recorded, what is there of them.
 --
 -- KEYS     the bucket of every charge
 -- ARGV[1]  for every call the number of its charges, and for each charge its bucket's tolerance and
 --          what it costs, in ticks of 1/16 µs
+-- ARGV[2]  "record" where others allowed the calls already, so that none is refused
 -- answers  for every charge how far its bucket was ahead when it was asked, in ticks
 
 local time = redis.call('TIME')
 -- from the middle of what doubles count without gaps, so that ticks are exact from 2020 to 2055
 local now = ((time[1] - 2147483648) * 1000000 + time[2]) * 16
+local record = ARGV[2] == 'record'
 local number = string.gmatch(ARGV[1], '%d+')
 local answers = {}
 
@@ -24,8 +27,10 @@ for charges in number do
     end
     -- beyond the tolerance where the clock was set back, or the rate was changed
     local ahead = math.min(math.max(tat - now, 0), tolerance)
-    granted = granted and ahead + cost <= tolerance
-    tats[key] = now + ahead + cost
+    local after = ahead + cost
+    if record then after = math.min(after, tolerance) end
+    granted = granted and after <= tolerance
+    tats[key] = now + after
     answers[#answers + 1] = string.format('%.0f', ahead)
   end
   if granted then

@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from headrace.adapters.sql import listing
-from headrace.adapters.sql.database import Connection, Database, Parameters, Row, check
+from headrace.adapters.sql import idempotency, listing
+from headrace.adapters.sql.database import Connection, Database, Dialect, Parameters, Row, check
 from headrace.adapters.sql.statements import Statement, statement, statements
 from headrace.adapters.sql.tables import key_parameters, microseconds, moment, table
 from headrace.domain.catalog import (
@@ -28,6 +28,7 @@ from headrace.domain.catalog import (
     Version,
 )
 from headrace.domain.errors import ChangesForgotten, InvalidRequest
+from headrace.domain.idempotency import Once
 from headrace.domain.usage import BOUNDS_S, Usage
 from headrace.ports.registry_store import AuditQuery, Change, Page, Query
 
@@ -83,9 +84,10 @@ class _SqlReader:
 class _SqlTransaction(_SqlReader):
     """See Transaction. Changes are logged together, when it ends."""
 
-    def __init__(self, connection: Connection, revision: int) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, revision: int) -> None:
         super().__init__(self._run)
         self._connection = connection
+        self._dialect = dialect
         self._revision = revision
         self._changed: dict[tuple[str, Key], None] = {}
         self.wrote = False
@@ -133,6 +135,14 @@ class _SqlTransaction(_SqlReader):
         }
         await self._fetch(self._sql["add_audit_event"], parameters)
         self.wrote = True
+
+    async def carry_out(self, once: Once) -> None:
+        """See Transaction.carry_out."""
+        try:
+            await idempotency.carry_out(self._connection, self._dialect, once)
+        except Exception as error:
+            self.failure = error
+            raise
 
     async def artifact_users(self, digest: str) -> int:
         """See Transaction.artifact_users."""
@@ -196,7 +206,8 @@ class SqlRegistryStore(_SqlReader):
         """See RegistryStore.transaction."""
         async with self.database.writing() as connection:
             rows = await connection.fetch(self._sql["begin_revision"], {})
-            transaction = _SqlTransaction(connection, int(rows[0][0]))
+            revision = int(rows[0][0])
+            transaction = _SqlTransaction(connection, self.database.dialect, revision)
             yield transaction
             if transaction.failure is not None:
                 # PostgreSQL keeps nothing after a statement that failed, and SQLite all the rest

@@ -1,13 +1,15 @@
 """One client connection: llhttp parses, one exchange at a time answers, in the order asked.
 
 Bounds are enforced here, before a handler sees anything: size of the head, size of the body,
-time for both (by the server's sweep), one answer under way, no reading ahead of it.
+time for both (by the server's sweep), one answer under way, no reading ahead of it. Who is to
+send a body that is more than small is asked for the credential before any of it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import io
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from headrace.domain.errors import (
     HeadraceError,
     HeadTooLarge,
     MalformedHttp,
+    Overloaded,
     PayloadTooLarge,
     RequestTimeout,
     TooManyConnections,
@@ -40,7 +43,8 @@ _CLOSE: Final = b"connection: close\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system call
 _MAX_HEADERS: Final = 200
-_MAX_PIECES: Final = 1024  # of a body, before they become one buffer
+_MAX_PIECES: Final = 1024  # of a small body, before they become one buffer
+_SMALL_BYTES: Final = 64 * 1024  # a body that may come before its sender is known
 _LINGER_S: Final = 2.0
 _RETRY_AFTER_S: Final = 1.0
 _MAPPED: Final = "::ffff:"  # an address of IPv4 on a socket for both families
@@ -74,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_head_read",
         "_headers",
+        "_held_bytes",
         "_input",
         "_keep_alive",
         "_method",
@@ -85,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_pumping",
         "_read_paused",
         "_repeats",
+        "_spool",
         "_target",
         "_transport",
         "_unsent",
@@ -114,8 +120,10 @@ class Connection(asyncio.Protocol):
         self._head_read = 0  # of the last reads that were all head, framing or trailers
         self._repeats = 0  # headers whose name had come before
         self._unsent = 0  # bytes that waited for the client when the deadline was set
-        self._body: list[bytes | bytearray] = []
+        self._body: list[bytes] = []
         self._body_bytes = 0
+        self._spool: io.BytesIO | None = None  # takes a body that is more than small
+        self._held_bytes = 0  # of the body in either, as the host counts them
         self._method = ""
         self._plain_head = b""  # of a request that asked for an upgrade
         self._keep_alive = True
@@ -160,7 +168,8 @@ class Connection(asyncio.Protocol):
         self._phase = _DEAF
         self.host.forget(self)
         self._parser = None  # it refers back here: undo the cycle, with what it holds of a head
-        self._headers, self._body = {}, []
+        self._headers = {}
+        self._let_go()
         active, self._active = self._active, None
         self._drop_pending()
         if active is not None:
@@ -232,10 +241,16 @@ class Connection(asyncio.Protocol):
             return
         length = headers.get(b"content-length")
         if length is not None:
-            if int(length) > self.host.limits.max_body_bytes and not self._is_upload():
+            size_bytes = int(length)
+            if size_bytes > self.host.limits.max_body_bytes and not self._is_upload():
                 self._refuse_body()
                 return
-        elif headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            small = size_bytes <= _SMALL_BYTES
+        elif (coding := headers.get(b"transfer-encoding")) is None:
+            size_bytes, small = 0, True
+        elif coding.strip().lower() == b"chunked":
+            size_bytes, small = 0, False  # it may become any size
+        else:
             self._refuse_coding()
             return
         self._handler = self.host.application.handler(method, self._target)
@@ -256,21 +271,37 @@ class Connection(asyncio.Protocol):
                 expects_continue=b"expect" in headers and self._expects_continue(),
             )
             self._enqueue(self._input)
-        elif b"expect" in headers and not self._pending and self._active is None:
+            return
+        if not (small or self._may_send(size_bytes)):
+            return
+        if b"expect" in headers and not self._pending and self._active is None:
             self._continue()
 
     def on_body(self, data: bytes) -> None:
         if self._phase is not _BODY:
             return
-        self._body_bytes += len(data)
-        if self._body_bytes > self.host.limits.max_body_bytes and not self._upload_due:
+        size_bytes = len(data)
+        self._body_bytes += size_bytes
+        host = self.host
+        if self._body_bytes > host.limits.max_body_bytes and not self._upload_due:
             self._refuse_body()
         elif self._input is None:
-            self._body.append(data)
+            buffered_bytes = host.buffered_bytes + size_bytes
+            if buffered_bytes > host.limits.max_buffered_bytes:
+                self._refuse_for_room()
+                return
+            host.buffered_bytes = buffered_bytes
+            self._held_bytes += size_bytes
+            if buffered_bytes > host.peak_bytes:  # noqa: PLR1730 - a call at every piece
+                host.peak_bytes = buffered_bytes
+            if self._spool is None:
+                self._body.append(data)
+            else:
+                self._spool.write(data)
         else:
             if self._upload_due and self._body_bytes >= self._upload_due:
                 self._upload_due = self._body_bytes + _UPLOAD_STEP_BYTES
-                self.deadline = self.host.now + self.host.limits.body_timeout_s
+                self.deadline = host.now + host.limits.body_timeout_s
             self._input.feed(data)
 
     def on_message_complete(self) -> None:
@@ -284,10 +315,18 @@ class Connection(asyncio.Protocol):
             return
         handler = self._handler
         assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
-        body = b"".join(self._body)  # copies nothing where one read brought it all
+        if self._spool is None:
+            body = b"".join(self._body)  # copies nothing where one read brought it all
+        else:
+            body = self._spool.getvalue()  # copies nothing either
+            self._spool = None
         self._body = []  # a connection that idles must not hold what it sent last
         request = HttpRequest(self._method, self._target, self._headers, body, self._peer)
-        self._enqueue(HandlerExchange(self, handler, request, keep_alive=self._keep_alive))
+        exchange = HandlerExchange(
+            self, handler, request, keep_alive=self._keep_alive, held_bytes=self._held_bytes
+        )
+        self._held_bytes = 0
+        self._enqueue(exchange)
 
     # --- exchanges ---------------------------------------------------------------------------
 
@@ -363,6 +402,7 @@ class Connection(asyncio.Protocol):
             return
         unread = self._phase is not _IDLE
         self._phase = _DEAF
+        self._let_go()
         self._drop_pending()
         self._unsent = self._transport.get_write_buffer_size()
         self._arm()
@@ -384,6 +424,11 @@ class Connection(asyncio.Protocol):
             or self._phase in {_HEAD, _BODY}
             or self._transport.get_write_buffer_size()
         )
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of answers that the client has not taken yet."""
+        return self._transport.get_write_buffer_size()
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
@@ -471,6 +516,22 @@ class Connection(asyncio.Protocol):
                 self._malformed(error)
             return
 
+    def _may_send(self, size_bytes: int) -> bool:
+        """Whether a body that is more than small may come; the request is refused if not.
+
+        `size_bytes` is what its head tells, 0 where it tells nothing.
+        """
+        error = self.host.application.may_send(self._headers, self._peer)
+        if error is not None:
+            self._refuse(error)
+            return False
+        if self.host.buffered_bytes + size_bytes > self.host.limits.max_buffered_bytes:
+            self._refuse_for_room()
+            return False
+        # grows as the body comes: memory that was only announced is not taken
+        self._spool = io.BytesIO()
+        return True
+
     def _is_upload(self) -> bool:
         return self.host.application.is_upload(self._method, self._target)
 
@@ -493,11 +554,10 @@ class Connection(asyncio.Protocol):
             return
         if self._head_read > self.host.limits.max_head_bytes:
             self._refuse_head()
-        body = self._body
-        if len(body) > _MAX_PIECES:  # small pieces cost many times what they hold
-            whole = body[0] if isinstance(body[0], bytearray) else bytearray(body[0])
-            whole += b"".join(body[1:])
-            self._body = [whole]
+        if len(self._body) > _MAX_PIECES:  # small pieces cost many times what they hold
+            self._spool = io.BytesIO()
+            self._spool.writelines(self._body)
+            self._body = []
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
         if self._phase is _DEAF:  # refused inside a callback
@@ -523,6 +583,11 @@ class Connection(asyncio.Protocol):
         limit = self.host.limits.max_body_bytes
         self._refuse(PayloadTooLarge(f"request body is over the limit of {limit} bytes"))
 
+    def _refuse_for_room(self) -> None:
+        limit = self.host.limits.max_buffered_bytes
+        msg = f"the bodies of all requests under way are at the limit of {limit} bytes"
+        self._refuse(Overloaded(msg, retry_after_s=_RETRY_AFTER_S))
+
     def _refuse_coding(self) -> None:
         codings = self._headers[b"transfer-encoding"].lower().split(b",")
         if codings[-1].strip() == b"chunked":  # its end is known, only not what it means
@@ -537,7 +602,7 @@ class Connection(asyncio.Protocol):
     def _end(self, response: HttpResponse) -> None:
         """Answer at once what is being read, and read no more."""
         self._phase = _DEAF
-        self._body = []
+        self._let_go()
         self.host.count_refusal(response.status)
         waiting, self._input = self._input, None
         if waiting is not None:  # an ASGI exchange waits for a body that will not come
@@ -558,6 +623,13 @@ class Connection(asyncio.Protocol):
             return
         self._pending.append(exchange)
         self.pause_reading()
+
+    def _let_go(self) -> None:
+        """Forget what was read of a body that no handler is to see."""
+        self._body = []
+        self._spool = None
+        self.host.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     def _drop_pending(self) -> None:
         while self._pending:

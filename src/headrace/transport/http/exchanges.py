@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.transport.http.drive import Drive
@@ -42,22 +43,35 @@ class Refusal:
 
 
 class HandlerExchange(Drive[HttpResponse]):
-    """A whole request answered by a handler, without a task."""
+    """A whole request answered by a handler, without a task.
 
-    __slots__ = ("_connection", "_request", "keep_alive")
+    `held_bytes` of the host's count are its own from now on; they are given back at its end.
+    """
+
+    __slots__ = ("_connection", "_held_bytes", "_request", "keep_alive")
 
     def __init__(
-        self, connection: Connection, handler: Handler, request: HttpRequest, *, keep_alive: bool
+        self,
+        connection: Connection,
+        handler: Handler,
+        request: HttpRequest,
+        *,
+        keep_alive: bool,
+        held_bytes: int,
     ) -> None:
         super().__init__(handler(request), connection.host.loop)
         self._connection = connection
         self._request = request
+        self._held_bytes = held_bytes
         self.keep_alive = keep_alive
 
     def done(self, result: HttpResponse) -> None:
+        self._connection.host.buffered_bytes -= self._held_bytes  # no call, at every request
+        self._held_bytes = 0
         self._connection.respond(self, result)
 
     def failed(self, error: BaseException) -> None:
+        self._give_back()
         host, request = self._connection.host, self._request
         if not isinstance(error, asyncio.CancelledError):
             response = host.application.failed(request.target, request.headers, error)
@@ -67,3 +81,12 @@ class HandlerExchange(Drive[HttpResponse]):
             return
         self.keep_alive = False
         self._connection.respond(self, response)
+
+    def cancel(self) -> None:
+        super().cancel()
+        if inspect.getcoroutinestate(self._coroutine) == inspect.CORO_CLOSED:
+            self._give_back()  # it was never started, so neither `done` nor `failed` will be called
+
+    def _give_back(self) -> None:
+        self._connection.host.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0

@@ -8,6 +8,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from headrace.domain.errors import HeadraceError, ShuttingDown
+from headrace.transport.http.heap import trim
 from headrace.transport.http.limits import HttpLimits
 from headrace.transport.http.messages import Handler, HttpResponse
 
@@ -22,6 +23,8 @@ AsgiSend: TypeAlias = "Callable[[AsgiMessage], Awaitable[None]]"
 AsgiApp: TypeAlias = "Callable[[AsgiMessage, AsgiReceive, AsgiSend], Awaitable[None]]"
 
 _RETRY_AFTER_S: Final = 1.0
+_TRIM_FROM_BYTES: Final = 64 * 1024 * 1024
+_AT_REST_BYTES: Final = 1024 * 1024  # small requests may go on
 
 
 class Application(Protocol):
@@ -35,6 +38,13 @@ class Application(Protocol):
 
     def is_upload(self, method: str, target: bytes) -> bool:
         """Whether the body may be of any size and take its time: the ASGI app bounds it."""
+        ...
+
+    def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
+        """Why a handler's request gets no body in; None where its sender is known.
+
+        Asked before any of a body is read that is more than small, or of unknown size.
+        """
         ...
 
     def refuse(
@@ -66,6 +76,7 @@ class Host:
         limits: HttpLimits,
         loop: asyncio.AbstractEventLoop,
         tasks: asyncio.TaskGroup,
+        give_memory_back: Callable[[], None] = trim,
     ) -> None:
         self.application = application
         self.limits = limits
@@ -74,6 +85,9 @@ class Host:
         self.connections: set[Connection] = set()
         self.draining = False
         self.refusals: Counter[int] = Counter()  # by status
+        self.buffered_bytes = 0  # of bodies that handlers have or are to have
+        self.peak_bytes = 0  # most of them since memory was given back
+        self._give_memory_back = give_memory_back
         self.now = 0.0
         self.date_line = b""
         self.tick()
@@ -97,6 +111,17 @@ class Host:
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
         self.connections.discard(connection)
+
+    def tidy(self) -> None:
+        """Give memory back to the system once large bodies, and their answers, are gone.
+
+        What they leave free in the heap would else stay with the process for minutes.
+        """
+        if self.peak_bytes <= _TRIM_FROM_BYTES or self.buffered_bytes > _AT_REST_BYTES:
+            return
+        if sum(connection.unsent_bytes for connection in self.connections) <= _AT_REST_BYTES:
+            self.peak_bytes = self.buffered_bytes
+            self._give_memory_back()
 
     def count_refusal(self, status: int) -> None:
         """Count a request that the HTTP layer refused by itself."""

@@ -6,11 +6,14 @@ import msgspec
 
 
 class HttpLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds per connection; every one is enforced before memory is spent."""
+    """Bounds per connection and of all together; every one is enforced before memory is spent."""
 
     #: Largest body in bytes, before and after decompression; beyond it 413. Uploads of models
     #: have a limit of their own, `artifacts.max_artifact_bytes`.
     max_body_bytes: int = 64 * 1024 * 1024
+    #: Bytes of bodies that all inference requests under way may hold in memory together; one that
+    #: would go beyond it is answered 503 and its connection closed.
+    max_buffered_bytes: int = 1024 * 1024 * 1024
     #: Largest request line and headers together in bytes; beyond it 431.
     max_head_bytes: int = 64 * 1024
     #: Open connections; one more is answered 503 and closed.

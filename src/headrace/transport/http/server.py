@@ -54,6 +54,11 @@ class HttpServer:
         return len(self._host.connections)
 
     @property
+    def buffered_bytes(self) -> int:
+        """Bytes of bodies that inference requests under way hold at this moment."""
+        return self._host.buffered_bytes
+
+    @property
     def refusals(self) -> dict[int, int]:
         """Requests that the HTTP layer refused by itself, by status, since the start."""
         return dict(self._host.refusals)
@@ -92,6 +97,7 @@ class HttpServer:
             host.loop.call_later(_SWEEP_S, self._sweep)
         for connection in [c for c in host.connections if c.deadline < host.now]:
             connection.expire()
+        host.tidy()
 
 
 def bind(address: tuple[str, int]) -> socket.socket:

@@ -13,6 +13,7 @@ from headrace.domain.catalog import ApiKey, Entity, Version
 from headrace.domain.errors import (
     Forbidden,
     HeadraceError,
+    IdempotencyAnswerLost,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidRequest,
@@ -42,7 +43,7 @@ _LOCATION: Final = {
 _ALWAYS: Final = (InvalidRequest, Unauthenticated, Forbidden, RateLimited, StoreUnavailable)
 #: What every change that may have an idempotency key may come to besides, and every one of them
 #: that has a body.
-CHANGE: Final = (StorageFull, IdempotencyInFlight, IdempotencyMismatch)
+CHANGE: Final = (StorageFull, IdempotencyInFlight, IdempotencyAnswerLost, IdempotencyMismatch)
 WITH_BODY: Final = (*CHANGE, PayloadTooLarge, UnsupportedMediaType)
 
 

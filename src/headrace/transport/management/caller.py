@@ -8,12 +8,17 @@ from fastapi import Depends, Request
 
 from headrace.domain.calls import Call
 from headrace.transport.access import caller_of
+from headrace.transport.management.idempotent import once_of
 from headrace.transport.management.problems import request_id_of
 from headrace.transport.management.use_cases import Registry
 
 
 async def _call(request: Request) -> Call:
-    return Call(request_id=request_id_of(request), principal=caller_of(request.scope))
+    return Call(
+        request_id=request_id_of(request),
+        principal=caller_of(request.scope),
+        once=once_of(request),
+    )
 
 
 async def _registry(request: Request) -> Registry:

@@ -31,14 +31,16 @@ limits, answers tell in `RateLimit` and `RateLimit-Policy` where the caller stan
 
 **Lists** answer `next_cursor`, which `cursor` continues with.
 
-**Idempotency keys.** A change whose body is JSON, or that has none, takes an `Idempotency-Key`: a
-token or a quoted string of 1 to 255 printable ASCII characters, the caller's own. The same request
-with the same key is run once. Whoever sends it again within 24 hours has the first answer again,
-with `Idempotent-Replayed: true`; while the first is under way, 409 with `Retry-After`. Another
-request (method, path, query, `If-Match`, `If-None-Match`, `Content-Type` or body) with the same key
-is refused with 422. What was not decided (401, 403, 408, 429 and every 5xx) is not kept, so that it
-can be sent again with its key. The secret of a new API key is never kept: in an answer that is
-given again it is null. Uploads of artifacts pass the header over: their digest makes them the same.
+**Idempotency keys.** A change whose body is JSON, or that has none, takes an `Idempotency-Key`:
+1 to 255 printable ASCII characters, the caller's own, bare or in quotes. The same request with the
+same key is run once. Whoever sends it again within 24 hours has the first answer again, with
+`Idempotent-Replayed: true`; while the first is under way, 409 with `Retry-After`. Another request
+(method, path, query, `If-Match`, `If-None-Match`, `Content-Type` or body) with the same key is
+refused with 422. Where the change was made and its answer was lost, as by a crash, a repeat is told
+so with 409 (`idempotency_answer_lost`) and changes nothing. Refusals that depend on what is there
+(404, 409, 412, 428) are kept; after any other and after every 5xx that changed nothing, the key is
+as new. The secret of a new API key is never kept: in an answer that is given again it is null.
+Uploads of artifacts pass the header over: their digest makes them the same.
 """
 #: What a creation tells of the path of what it made: for links to what can be asked of it next.
 _CREATIONS: Final[dict[str, dict[str, str]]] = {

@@ -1,7 +1,7 @@
 """Idempotency keys: a change that is sent again is not made again.
 
 draft-ietf-httpapi-idempotency-key-header. The draft has quoted strings only; most clients send the
-bare token, which is the same key.
+key bare, which is the same key. What begins with a quote is a quoted string.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from headrace.domain.errors import HeadraceError
-from headrace.ports.idempotency import LEASE_S, IdempotencyKey, IdempotencyStore, KeptAnswer
+from headrace.domain.idempotency import IdempotencyKey, Once
+from headrace.ports.idempotency import LEASE_S, IdempotencyStore, KeptAnswer
 from headrace.transport.access import caller_of
 from headrace.transport.management.answers import ShownOnce
-from headrace.transport.management.problems import InvalidFields
-from headrace.transport.status import CLIENT_CLOSED
+from headrace.transport.management.problems import MEDIA_TYPE, InvalidFields, request_id_of
 
 Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"
 METHODS: Final = frozenset({"POST", "PATCH", "PUT", "DELETE"})
-_BARE: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z:/-]{1,255}"
+_BARE: Final = r"[!#-~]([ -~]{0,253}[!-~])?"
 _QUOTED: Final = r'"([ !#-\[\]-~]|\\["\\]){1,255}"'
 PATTERN: Final = rf"^({_BARE}|{_QUOTED})$"
 _GIVEN: Final = re.compile(f"{_BARE}|{_QUOTED}", re.ASCII)
@@ -40,17 +40,18 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 _RENEW_S: Final = LEASE_S / 3  # so that one that fails is followed by another in time
 #: What of a request, beside its path and body, makes it another one.
 _SAYS: Final = ("If-Match", "If-None-Match", "Content-Type")
-_KEPT_HEADERS: Final = ("Content-Type", "ETag", "Location", "Cache-Control")
-#: Refusals that say nothing of what was asked: the same request may fare better.
-_UNDECIDED: Final = frozenset(
+_KEPT_HEADERS: Final = ("Content-Type", "ETag", "Location", "Cache-Control", "X-Error-Code")
+#: Refusals that depend on what was there: asked again, it could be carried out. Others are either
+#: given to the same request again anyway, or say nothing of what was asked.
+_DECIDED: Final = frozenset(
     {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        CLIENT_CLOSED,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.PRECONDITION_FAILED,
+        HTTPStatus.PRECONDITION_REQUIRED,
     }
 )
+_ONCE: Final = "headrace.once"  # of the scope
 
 
 def takes_key(route: APIRoute) -> bool:
@@ -68,7 +69,7 @@ async def once(request: Request, body: bytes, handle: Handle) -> Response:
 
     Raises:
         InvalidFields: the header does not hold one key.
-        IdempotencyInFlight, IdempotencyMismatch: see IdempotencyStore.claim.
+        IdempotencyInFlight, IdempotencyAnswerLost, IdempotencyMismatch: see IdempotencyStore.claim.
     """
     given = request.headers.getlist(HEADER)
     if not given:
@@ -78,8 +79,14 @@ async def once(request: Request, body: bytes, handle: Handle) -> Response:
     attempt = _Attempt(request.app.state.registry.idempotency, key)
     kept = await attempt.claim(_fingerprint(request, body))
     if kept is not None:
-        return Response(kept.body, kept.status, headers={**kept.headers, REPLAYED: "true"})
+        return _replayed(kept, request_id_of(request))
     return await attempt.run(request, handle)
+
+
+def once_of(request: Request) -> Once | None:
+    """What a change that the request makes has to be marked with; None where it has no key."""
+    found: Once | None = request.scope.get(_ONCE)
+    return found
 
 
 class _Attempt:
@@ -100,6 +107,7 @@ class _Attempt:
 
     async def run(self, request: Request, handle: Handle) -> Response:
         """The answer of `handle`, kept if it says what became of the request."""
+        request.scope[_ONCE] = Once(self._key, self._holder)
         try:
             async with asyncio.TaskGroup() as tasks:
                 holding = tasks.create_task(self._go_on_holding())
@@ -165,13 +173,21 @@ async def _response(request: Request, outcome: Response | Exception) -> Response
 
 
 def _is_decided(status: int) -> bool:
-    """Whether an answer says what became of the request, for ever."""
-    return status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _UNDECIDED
+    """Whether an answer says what became of the request, and another could come of it again."""
+    return status < HTTPStatus.BAD_REQUEST or status in _DECIDED
+
+
+def _replayed(kept: KeptAnswer, request_id: str) -> Response:
+    body: str | bytes = kept.body
+    if kept.headers.get("Content-Type") == MEDIA_TYPE:
+        # its id was the first request's: it is not to contradict this one's x-request-id
+        body = msgspec.json.encode({**msgspec.json.decode(body), "request_id": request_id})
+    return Response(body, kept.status, headers={**kept.headers, REPLAYED: "true"})
 
 
 def _key(given: list[str]) -> str:
     if len(given) > 1 or not _GIVEN.fullmatch(given[0]):
-        detail = "expected one token or quoted string of 1 to 255 printable ASCII characters"
+        detail = "expected one key of 1 to 255 printable ASCII characters, bare or in quotes"
         raise InvalidFields(f"{HEADER}: {detail}", [{"parameter": HEADER, "detail": detail}])
     if given[0].startswith('"'):
         return _ESCAPED.sub(r"\1", given[0][1:-1])

@@ -14,6 +14,7 @@ import numpy as np
 from headrace.domain.binary import from_binary, shaped
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest
+from headrace.domain.inference import rows_of
 from headrace.domain.tensors import (
     MAX_CLASSES,
     NO_PARAMETERS,
@@ -61,6 +62,11 @@ class GrpcPayload:
             sent = self._message.parameters
             parameters = self._parameters = _parameters("", sent) if sent else NO_PARAMETERS
         return parameters
+
+    def rows(self) -> int | None:
+        """See Payload.rows."""
+        inputs = self._message.inputs
+        return rows_of(inputs[0].shape if inputs else [])
 
     def decode(self) -> InferContent:
         """Decode everything. Raises InvalidRequest naming the field."""

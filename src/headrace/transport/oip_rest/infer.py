@@ -110,13 +110,12 @@ class InferWire:
                     trace_id = call.trace.trace_id
             else:
                 call = Call(request_id, principal, received, address=address)
-            received_body = (
-                await self._decoded(http) if b"content-encoding" in headers else http.body
-            )
-            payload = RestPayload(received_body)
+            payload = RestPayload(http.body)
             if b"inference-header-content-length" in headers:
                 payload.header_length = _header_length(headers)
             request = InferRequest(model, version, payload)
+            if b"content-encoding" in headers:
+                request.unpack = partial(self._unpack, payload, headers[b"content-encoding"])
             response = await self._service.infer(request, call)
             lines, body = encode(response, request.content)
             version = response.version
@@ -190,12 +189,14 @@ class InferWire:
             batch=read_background(headers),
         )
 
-    async def _decoded(self, http: HttpRequest) -> bytes:
-        coding = http.headers[b"content-encoding"]
-        if len(http.body) <= _HERE_BELOW_BYTES // 4:
-            return decompress(http.body, coding, self._max_body_bytes)
+    async def _unpack(self, payload: RestPayload, coding: bytes) -> None:
+        if len(payload.body) <= _HERE_BELOW_BYTES // 4:
+            payload.body = decompress(payload.body, coding, self._max_body_bytes)
+            return
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, decompress, http.body, coding, self._max_body_bytes)
+        payload.body = await loop.run_in_executor(
+            None, decompress, payload.body, coding, self._max_body_bytes
+        )
 
     async def _compressed(
         self, accepted: bytes, lines: bytes, body: list[bytes | memoryview]

@@ -16,6 +16,7 @@ import numpy as np
 from headrace.domain.binary import from_binary
 from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import InvalidRequest, PayloadTooLarge
+from headrace.domain.inference import rows_of
 from headrace.domain.tensors import (
     MAX_CLASSES,
     NO_PARAMETERS,
@@ -78,6 +79,13 @@ class RestPayload(msgspec.Struct, gc=False):
             return NO_PARAMETERS
         self._request = request = _checked(text)
         return request.parameters or NO_PARAMETERS
+
+    def rows(self) -> int | None:
+        """See Payload.rows: of raw bytes only the model knows the shape."""
+        if self.header_length == 0:
+            return None
+        request = self._request = self._request or _checked(self._json())
+        return rows_of(request.inputs[0].shape if request.inputs else [])
 
     def decode(self) -> InferContent:
         """Decode everything. Raises InvalidRequest naming the field."""

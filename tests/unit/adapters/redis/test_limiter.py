@@ -12,6 +12,7 @@ from headrace.adapters.redis.limiter import RedisLimiter
 from headrace.adapters.redis.settings import RedisLimiterSettings
 from headrace.domain.errors import InvalidSettings
 from headrace.ports.limiter import Charge, Rate, Taken
+from tests.support.waiting import until
 
 NOWHERE = RedisLimiterSettings(url="redis://me:hunter2@127.0.0.1:1/0")
 TEN = Charge("a", Rate(10, 3_600.0, 10))
@@ -75,6 +76,37 @@ async def test_a_redis_that_refuses_connections_leaves_a_process_its_share(
     await limiter.close()
     assert "1/3 of the limits" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+async def test_a_redis_that_is_not_there_is_missed_before_anybody_asks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = RedisLimiter(NOWHERE, replicas=3, idle_s=3_600.0)
+    running = asyncio.create_task(limiter.run())
+    await until(lambda: "1/3 of the limits" in caplog.text)
+    assert limiter.degraded
+    running.cancel()
+    await asyncio.wait({running})
+    await limiter.close()
+
+
+@pytest.mark.parametrize("answer", [b"x", 7])
+async def test_what_answers_nonsense_is_as_good_as_gone(
+    answer: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = RedisLimiter(NOWHERE, replicas=1)
+
+    async def execute(*_: object) -> object:
+        return answer
+
+    monkeypatch.setattr(limiter._connection.redis, "execute_command", execute)  # noqa: SLF001
+    running = asyncio.create_task(limiter.run())
+    await until(lambda: "is gone" in caplog.text)
+    assert limiter.degraded
+    running.cancel()
+    await asyncio.wait({running})
+    await limiter.close()
+    assert "Traceback" not in caplog.text
 
 
 async def test_whoever_waits_is_answered_when_it_ends() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +17,22 @@ from headrace.domain.errors import (
     Conflict,
     Forbidden,
     HeadraceError,
+    IdempotencyAnswerLost,
     IdempotencyInFlight,
+    InvalidRequest,
+    PayloadTooLarge,
     RateLimited,
     RequestTimeout,
     StorageFull,
     StoreUnavailable,
     Unauthenticated,
+    UnsupportedMediaType,
 )
+from headrace.domain.idempotency import IdempotencyKey, Once
 from headrace.transport.management import idempotent
 from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
-from headrace.transport.management.idempotent import HEADER, REPLAYED, once, takes_key
+from headrace.transport.management.idempotent import HEADER, REPLAYED, once, once_of, takes_key
 from headrace.transport.management.problems import client_gone, typed_error
 from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.waiting import until
@@ -38,6 +45,8 @@ class Wire:
         self.time = 0.0
         self.store = MemoryIdempotencyStore(clock=lambda: self.time)
         self.ran = 0
+        self.marks: list[Once | None] = []
+        self._ids = itertools.count(1)
         self.outcomes: list[Response | BaseException] = []
         self._app = SimpleNamespace(
             state=SimpleNamespace(registry=SimpleNamespace(idempotency=self.store)),
@@ -57,11 +66,13 @@ class Wire:
             "headers": [(HEADER.lower().encode(), b"k"), (b"host", b"api")],
             "app": self._app,
             "headrace.principal": Principal("ann"),
+            "headrace.request_id": f"req-{next(self._ids)}",
         }
         return await once(Request(scope), body, self._handle)
 
-    async def _handle(self, _: Request) -> Response:
+    async def _handle(self, request: Request) -> Response:
         self.ran += 1
+        self.marks.append(once_of(request))
         outcome = self.outcomes.pop(0) if self.outcomes else Response(b"done", 201)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -83,6 +94,9 @@ def wire() -> Wire:
         Unauthenticated("who"),
         Forbidden("not you"),
         RequestTimeout("too slow"),
+        InvalidRequest("no"),
+        PayloadTooLarge("too large"),
+        UnsupportedMediaType("text"),
         RateLimited("too often", retry_after_s=1.0),
         ClientDisconnect(),
         StorageFull("full"),
@@ -103,11 +117,50 @@ async def test_what_does_not_say_what_became_of_it_is_run_again(
     assert (again.status_code, wire.ran) == (201, 2)
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 408, 413, 415, 422, 429, 499, 500, 503])
 async def test_an_answer_that_says_nothing_is_not_kept(wire: Wire, status: int) -> None:
     wire.outcomes = [Response(status_code=status)]
     assert (await wire.send()).status_code == status
     assert wire.store.rows == {}
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 404, 409, 412, 428])
+async def test_an_answer_that_depends_on_what_was_there_is_kept(wire: Wire, status: int) -> None:
+    wire.outcomes = [Response(status_code=status)]
+    await wire.send()
+    again = await wire.send()
+    assert (again.status_code, again.headers[REPLAYED], wire.ran) == (status, "true", 1)
+
+
+async def test_each_attempt_has_a_mark_of_its_own(wire: Wire) -> None:
+    wire.outcomes = [StoreUnavailable("down")]
+    with pytest.raises(StoreUnavailable):
+        await wire.send()
+    await wire.send()
+    first, second = wire.marks
+    assert first is not None
+    assert second is not None
+    assert first.key == second.key == IdempotencyKey("default", "ann", "k")
+    assert first.holder != second.holder
+
+
+async def test_what_was_carried_out_is_not_run_again_though_its_answer_failed(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change(request: Request) -> Response:
+        mark = once_of(request)
+        assert mark is not None
+        wire.store.carry_out(mark)
+        raise StoreUnavailable("gone since")
+
+    monkeypatch.setattr(wire, "_handle", change)
+    with pytest.raises(StoreUnavailable):
+        await wire.send()
+    monkeypatch.undo()
+    for wire.time in (0.0, 61.0, 3600.0):
+        with pytest.raises(IdempotencyAnswerLost):
+            await wire.send()
+    assert wire.ran == 0
 
 
 async def test_a_refusal_that_is_final_is_kept_as_the_client_sees_it(wire: Wire) -> None:
@@ -115,8 +168,11 @@ async def test_a_refusal_that_is_final_is_kept_as_the_client_sees_it(wire: Wire)
     first = await wire.send()
     again = await wire.send()
     assert (first.status_code, again.status_code, wire.ran) == (409, 409, 1)
-    assert again.body == first.body
+    before, after = json.loads(bytes(first.body)), json.loads(bytes(again.body))
+    assert (before.pop("request_id"), after.pop("request_id")) == ("req-1", "req-2")
+    assert after == before
     assert again.headers["content-type"] == "application/problem+json"
+    assert again.headers["x-error-code"] == first.headers["x-error-code"] == "conflict"
     assert (REPLAYED in first.headers, REPLAYED in again.headers) == (False, True)
 
 

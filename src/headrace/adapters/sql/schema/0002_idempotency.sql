@@ -7,6 +7,7 @@ CREATE TABLE idempotency_keys (
     request   TEXT COLLATE "C" NOT NULL,  -- SHA-256 of the request that came first
     holder    TEXT COLLATE "C" NOT NULL,  -- who alone may answer
     until_us  BIGINT NOT NULL,  -- by the database's clock: of the lease, then of the answer
+    done_until_us BIGINT,       -- how long it is known that it was carried out; NULL until it was
     answer    TEXT,             -- JSON; NULL until there is one
     PRIMARY KEY (tenant, principal, key)
 );
