@@ -69,6 +69,7 @@ class Instance:
                 self._loop.call_soon_threadsafe(self._finished, self, run, execution)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
+            del run, execution  # or the last batch would be held until the next one comes
         self._release()
 
     def _release(self) -> None:
