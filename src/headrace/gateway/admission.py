@@ -87,7 +87,7 @@ class Admission:
         self._max_of_tenant = settings.max_concurrent_per_tenant
         self.in_flight = 0
         self._batch_in_flight = 0
-        self._of_tenant: Counter[str] = Counter()
+        self._of_tenant: dict[str, int] = {}  # requests under way, of tenants that have any
         self._waiting: list[Waiter] = []  # the most urgent first
 
     @property
@@ -102,13 +102,17 @@ class Admission:
             TenantBusy, Overloaded: it is refused, at once.
         """
         tenant, batch = call.principal.tenant, call.batch
-        if self._max_of_tenant and self._of_tenant[tenant] >= self._max_of_tenant:
+        if self._max_of_tenant and self._is_busy(tenant):
             msg = f"this tenant has {self._max_of_tenant} requests under way, and may have no more"
             raise self._refusal(TenantBusy(msg, retry_after_s=_RETRY_AFTER_S))
-        if self._has_room(batch=batch):
-            self._let_in(tenant, batch=batch)
-            return None
-        return self._queue(call)
+        if batch or self.in_flight >= self._max:
+            if not self._has_room(batch=batch):
+                return self._queue(call)
+            self._batch_in_flight += batch
+        # as `_let_in` does: this is on every request's way
+        self.in_flight += 1
+        self._of_tenant[tenant] = self._of_tenant.get(tenant, 0) + 1
+        return None
 
     def leave(self, call: Call) -> None:
         """A request that was let in is done: its place is the next one's."""
@@ -136,14 +140,15 @@ class Admission:
         self.in_flight += 1
         if batch:
             self._batch_in_flight += 1
-        self._of_tenant[tenant] += 1
+        self._of_tenant[tenant] = self._of_tenant.get(tenant, 0) + 1
 
     def _put_back(self, tenant: str, *, batch: bool) -> None:
         self.in_flight -= 1
         if batch:
             self._batch_in_flight -= 1
-        self._of_tenant[tenant] -= 1
-        if not self._of_tenant[tenant]:
+        if left := self._of_tenant[tenant] - 1:
+            self._of_tenant[tenant] = left
+        else:
             del self._of_tenant[tenant]
         if self._waiting:
             self._let_next_in()
@@ -168,13 +173,13 @@ class Admission:
                 for waiter in self._waiting
                 if self._has_room(batch=waiter.batch) and not self._is_busy(waiter.tenant)
             ),
-            key=lambda waiter: (waiter.batch, self._of_tenant[waiter.tenant]),
+            key=lambda waiter: (waiter.batch, self._of_tenant.get(waiter.tenant, 0)),
             default=None,
         )
 
     def _is_busy(self, tenant: str) -> bool:
-        """Whether the tenant's own limit was reached while one of its requests waited."""
-        return bool(self._max_of_tenant) and self._of_tenant[tenant] >= self._max_of_tenant
+        """Whether the tenant has reached a limit of its own."""
+        return bool(self._max_of_tenant) and self._of_tenant.get(tenant, 0) >= self._max_of_tenant
 
     def _queue(self, call: Call) -> Waiter:
         settings = self._settings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -23,7 +24,7 @@ from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.standing import Standing
 from headrace.domain.tensors import Parameters
 from headrace.gateway.admission import Admission
-from headrace.gateway.limits import Asked, Limits
+from headrace.gateway.limits import Limits
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
 from headrace.ports.inference import InferenceService
@@ -101,9 +102,12 @@ class Gateway:
 
     async def spend(self, principal: Principal, address: str) -> Sequence[Standing]:
         """Count a request that asks for no inference. Raises RateLimited."""
-        if self._limits is None:
+        limits = self._limits
+        if limits is None:
             return ()
-        return await self._spend(self._limits, (principal, address, ""))
+        asked = (principal, address, "")
+        spent = limits.spend(asked)
+        return limits.settle(asked, await spent) if isinstance(spent, Future) else spent
 
     async def _charge(self, request: InferRequest, call: Call) -> Sequence[Standing]:
         """Look at who asks for what, and count it, before what was sent is looked at."""
@@ -113,7 +117,10 @@ class Gateway:
             self._forbid(request.model)
         limits = self._limits
         asked = (principal, call.address, request.model)
-        standings = await self._spend(limits, asked) if limits is not None else ()
+        standings: Sequence[Standing] = ()
+        if limits is not None:
+            spent = limits.spend(asked)
+            standings = limits.settle(asked, await spent) if isinstance(spent, Future) else spent
         try:
             if request.unpack is not None:
                 await request.unpack()
@@ -123,12 +130,6 @@ class Gateway:
             error.standings = error.standings or standings
             raise
         return standings
-
-    async def _spend(self, limits: Limits, asked: Asked) -> Sequence[Standing]:
-        spent = limits.spend(asked)
-        if isinstance(spent, asyncio.Future):
-            return limits.settle(asked, await spent)
-        return spent
 
     def _forbid(self, model: str) -> NoReturn:
         needed = f"it needs the scope infer or infer:{model}"

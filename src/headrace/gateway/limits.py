@@ -154,6 +154,7 @@ class Limits:
         self._policies = tuple(_Policy(policy) for policy in settings.policies)
         self._limiter = limiter
         self._count_refusal = count_refusal
+        self._any_by_rows = any(policy.by_rows for policy in self._policies)
         self._by_address = any(policy.per == "address" for policy in self._policies)
         self._prepared: dict[tuple[str, ...], _Prepared] = {}
 
@@ -179,7 +180,7 @@ class Limits:
 
     def counts_rows(self, asked: Asked) -> bool:
         """Whether a limit counts the rows of what is asked."""
-        return self._of(asked).by_rows
+        return self._any_by_rows and self._of(asked).by_rows
 
     async def spend_rows(
         self, asked: Asked, rows: int, standings: Sequence[Standing]

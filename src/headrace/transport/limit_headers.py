@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from math import ceil
 from typing import Final
 
 from headrace.domain.standing import Standing
@@ -49,7 +50,7 @@ def limit_lines(standings: Sequence[Standing]) -> bytes:
             f"x-ratelimit-reset: {_seconds(tightest)}\r\n"
         ).encode("ascii")
     standing = standings[0]
-    left, seconds = standing.remaining, _seconds(standing)
+    left, seconds = standing.remaining, max(0, ceil(standing.reset_s))
     return b"%b%d;t=%d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n" % (
         _constant(standing.policy, standing.quota, standing.window_s, standing.burst),
         left, seconds, left, seconds,
@@ -96,4 +97,4 @@ def _quoted(name: str) -> str:
 
 
 def _seconds(standing: Standing) -> int:
-    return max(0, math.ceil(standing.reset_s))
+    return max(0, ceil(standing.reset_s))
