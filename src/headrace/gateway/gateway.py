@@ -69,7 +69,12 @@ class Gateway:
         try:
             if self.draining:
                 self._refuse()
-            standings = await self._charge(request, call)
+            if (
+                self._limits is not None
+                or request.unpack is not None
+                or not call.principal.grants.infers_all
+            ):
+                standings = await self._charge(request, call)
             narrowed = self._narrowed(request, call)
             waiter = self._admission.enter(narrowed)
             if waiter is not None:

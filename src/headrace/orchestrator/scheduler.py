@@ -109,7 +109,7 @@ class Scheduler:
             self._run_here(Run([request], request.rows), request.enqueued)
         else:
             try:
-                self._require_time(request)
+                self.require_time(request.rows, request.level, request.deadline, request.enqueued)
                 self.queue.push(request)
             except QueueFull:
                 self._in_flight -= 1
@@ -139,6 +139,19 @@ class Scheduler:
             self._drained.append(drained)
             await drained
 
+    def require_time(self, rows: int, level: int, deadline: float, now: float) -> None:
+        """Refuse what would be late when its turn came: it would keep others waiting.
+
+        Raises:
+            QueueFull: with how long the queue takes.
+        """
+        if not self.queue:
+            return
+        wait_s = self._pace.wait_s(self.queue.rows_before(level) + rows)
+        if now + wait_s > deadline:
+            msg = f"the queue takes about {wait_s:.3g} s, which is longer than the deadline allows"
+            raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
+
     def close(self) -> None:
         """Release the executors; one that hangs is left to its daemon thread."""
         if self._delay is not None:
@@ -164,15 +177,6 @@ class Scheduler:
             and self._bounded
             and self.times.predict(request.rows) < _INLINE_BELOW_S
         )
-
-    def _require_time(self, request: Pending) -> None:
-        """Refuse at once what would be late when its turn came: it would keep others waiting."""
-        if not self.queue:
-            return
-        wait_s = self._pace.wait_s(self.queue.rows_before(request.level) + request.rows)
-        if request.enqueued + wait_s > request.deadline:
-            msg = f"the queue takes about {wait_s:.3g} s, which is longer than the deadline allows"
-            raise QueueFull(msg, retry_after_s=_RETRY_AFTER_S)
 
     def _end_turn(self) -> None:
         self._same_turn = False

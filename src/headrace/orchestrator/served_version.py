@@ -67,8 +67,6 @@ class ServedVersion:
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         """Run one request. Raises whatever stands in its way, see Scheduler.submit."""
-        content = request.content
-        bound = self._check.bind(content)
         now = self._loop.time()
         limit_s = self._max_timeout_s if call.wished else self._default_timeout_s
         deadline = min(call.deadline, call.received + limit_s)
@@ -77,6 +75,10 @@ class ServedVersion:
             raise DeadlineExceeded(msg)
         queue = self.scheduler.queue
         level = queue.last_level if call.batch else queue.level(call.priority)
+        if queue:  # for a row at least, before the body is decoded, which costs more than to refuse
+            self.scheduler.require_time(1, level, deadline, now)
+        content = request.content
+        bound = self._check.bind(content)
         pending = Pending(
             bound.inputs,
             bound.rows,

@@ -442,7 +442,7 @@ async def test_what_would_be_late_when_its_turn_came_is_refused_at_once() -> Non
     stage = await _paced(busy, 2.0)
     ahead = [stage.send(0, key=("ahead", n)) for n in range(3)]
     await turns()
-    late, in_time = stage.send(1, within_s=7.0), stage.send(2, within_s=9.0)
+    late, in_time = stage.send(1, within_s=7.0), stage.send(2, within_s=11.0)
     await turns()
     (outcome,) = await _outcomes(late)
     assert isinstance(outcome, QueueFull)
