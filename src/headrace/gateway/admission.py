@@ -83,7 +83,8 @@ class Admission:
         self._settings = settings
         self._count_refusal = count_refusal
         self._max = settings.max_concurrent
-        self._max_batch = int(self._max * settings.batch_share)
+        share = self._max * settings.batch_share
+        self._max_batch = max(int(share), 1) if share else 0
         self._max_of_tenant = settings.max_concurrent_per_tenant
         self.in_flight = 0
         self._batch_in_flight = 0

@@ -129,6 +129,13 @@ async def test_batch_traffic_takes_its_share_and_no_more() -> None:
     assert waiter.granted
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.5, 1), (0.01, 1), (0.0, 0)])
+async def test_batch_traffic_has_a_place_wherever_it_has_a_share(share: float, most: int) -> None:
+    house = House(max_concurrent=1, batch_share=share)
+    let_in = house.enter(_call(batch=True)) is None
+    assert let_in == bool(most)
+
+
 async def test_online_traffic_comes_before_batch_that_waits_longer() -> None:
     house = House()
     house.enter(_call())
