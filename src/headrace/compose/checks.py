@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from headrace.compose.gate import Gate
 from headrace.compose.registry import allowed_networks
 from headrace.domain.calls import Call
-from headrace.domain.errors import InvalidSettings
+from headrace.domain.errors import InvalidSettings, UnknownModel
+from headrace.domain.hosts import is_loopback
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.settings import Settings
 from headrace.telemetry.metrics import Metrics
@@ -54,17 +53,8 @@ def check_exposure(settings: Settings) -> None:
 
 
 class _Nothing:
-    """What a gateway is made in front of that will never be asked."""
+    """What a gateway is made in front of to be looked at: it has no model."""
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        raise NotImplementedError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; names other than localhost count as open."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        del call
+        raise UnknownModel(f"Request for unknown model: '{request.model}' is not found")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from typing import Final
 
 from headrace.domain.errors import Forbidden
+from headrace.domain.hosts import is_loopback
 
 _HOST: Final = re.compile(r"(?:https?://)?(\[[^\]]*\]|[^:/]*)(?::[0-9]*)?/?", re.IGNORECASE)
 _KEPT: Final = 256
@@ -58,9 +58,4 @@ def _is_local(name: str) -> bool:
     if found is None:
         return False
     host = found[1].lower().strip("[]").removesuffix(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host.endswith(".localhost") or is_loopback(host)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from headrace.compose.checks import check_exposure, is_loopback
+from headrace.compose.checks import check_exposure
 from headrace.domain.errors import InvalidSettings
+from headrace.domain.hosts import is_loopback
 from headrace.gateway.authentication import AuthenticationSettings
 from headrace.gateway.static_tokens import StaticToken
 from headrace.registry.settings import RegistrySettings

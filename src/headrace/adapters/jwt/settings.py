@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from headrace.domain.errors import InvalidSettings
+from headrace.domain.hosts import is_loopback
 
 #: A secret no longer than the hash is weaker than the algorithm (RFC 7518, 3.2).
 MIN_SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -131,15 +131,6 @@ def _check_url(url: str) -> None:
         raise ValueError("jwks_url is not a URL of the form https://host/path")
     if parts.username is not None or parts.fragment:
         raise ValueError("jwks_url must not have a user, a password or a fragment")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         # whoever can change what is read on the way can sign tokens
         raise ValueError("jwks_url must begin with https://; http:// is for this machine only")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
