@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -61,3 +62,4 @@ class Call(msgspec.Struct, frozen=True):
     address: str = ""  # where the call comes from, as far as that is known
     batch: bool = False  # whether it gives way to whoever waits for an answer
     once: Once | None = None  # what marks a change as made, so that a repeat does not make it
+    headers: Mapping[bytes, bytes] = {}  # as received, names in lower case: what routes match

@@ -21,7 +21,12 @@ Framework: TypeAlias = Literal["onnx"]
 #: A single ONNX file, or a ZIP archive with `model.onnx` and what belongs to it.
 Format: TypeAlias = Literal["onnx", "zip"]
 Status: TypeAlias = Literal["pending", "ready", "deprecated", "archived", "failed"]
-Protocol: TypeAlias = Literal["oip-rest", "oip-grpc"]
+#: How an endpoint is spoken to; `in-process` is this process itself, with its own models.
+Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "in-process"]
+#: How one of several endpoints is picked, see docs/routing.md.
+Balancer: TypeAlias = Literal[
+    "p2c", "least-request", "round-robin", "weighted", "random", "consistent-hash"
+]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +117,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant: str
     name: str
-    url: str
+    url: str  # "" where the protocol is in-process
     protocol: Protocol = "oip-rest"
-    models: tuple[str, ...] = ()  # the models it serves; empty: whatever a route sends there
+    models: tuple[str, ...] = ()  # the models it serves; empty: whatever nothing else serves
     weight: float = 1.0
     labels: dict[str, str] = {}
     enabled: bool = True
+    max_in_flight: int = 0  # requests under way at each of its addresses; 0: the setting
+    tls: str = ""  # the profile of settings, of https and grpcs; "": the one called "default"
     created_at: datetime
     updated_at: datetime
     revision: int = 0
@@ -134,6 +141,53 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: str = ""  # a version or an alias; "": what the model answers with by itself
     weight: float = 1.0  # of the sum of all targets' weights
+    name: str = ""  # in metrics, and where a header forces a target; "": model, or model:version
+    endpoints: dict[str, str] = {}  # labels that an endpoint must have; empty: any of the model's
+
+    @property
+    def label(self) -> str:
+        """What it is called in metrics, in answers, and by a header that forces it."""
+        return self.name or (f"{self.model}:{self.version}" if self.version else self.model)
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """A target that gets copies of requests; what it answers is compared and thrown away."""
+
+    target: Target
+    share: float = 1.0  # of requests that are copied, from 0 to 1
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests a rule is for: those for which all of it is true."""
+
+    headers: dict[str, str] = {}  # lower-case names, and values as they must be
+    tenants: tuple[str, ...] = ()  # empty: every tenant
+    principals: tuple[str, ...] = ()  # names of callers; empty: every caller
+
+
+class RouteRule(msgspec.Struct, frozen=True, kw_only=True):
+    """Targets for some of a route's requests."""
+
+    match: Match
+    targets: tuple[Target, ...]
+
+
+class Sticky(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps a caller at one target, as long as weights do not change."""
+
+    by: Literal["principal", "header"] = "principal"
+    header: str = ""  # lower case; requests without it are drawn by chance
+
+
+class RoutePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What differs, for a route's requests, from the settings. None: nothing does."""
+
+    balancer: Balancer | None = None
+    hash_header: str | None = None  # what consistent-hash looks at; None: the principal
+    timeout_s: float | None = None  # for all attempts together
+    try_timeout_s: float | None = None  # for each attempt
+    max_attempts: int | None = None  # 1: no retries
+    hedge_percentile: float | None = None  # of latency, after which another is asked; 0: never
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +197,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant: str
     name: str
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...]  # of requests that no rule matches
+    rules: tuple[RouteRule, ...] = ()  # the first that matches counts
+    fallbacks: tuple[Target, ...] = ()  # in turn, where no target has a ready endpoint
+    shadows: tuple[Shadow, ...] = ()
+    sticky: Sticky | None = None
+    force_header: str = ""  # lower case; its value names the target; "": none does
+    policy: RoutePolicy = RoutePolicy()
     description: str = ""
     created_at: datetime
     updated_at: datetime

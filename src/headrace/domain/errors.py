@@ -218,6 +218,32 @@ class ModelNotReady(HeadraceError):
     retryable = True
 
 
+class NoReadyEndpoint(ModelNotReady):
+    """Endpoints serve the model, and none of them may be asked at this moment."""
+
+    code = "no_ready_endpoint"
+
+
+class EndpointFailed(HeadraceError):
+    """An endpoint could not be reached, broke off, failed, or answered what is no answer.
+
+    `retry_after_s` is what it asked for itself. The message never holds what it said.
+    """
+
+    code = "endpoint_failed"
+    retryable = True
+
+    #: Why, for operators: its own words, an address; for the log alone.
+    reason: str = ""
+
+
+class EndpointBusy(HeadraceError):
+    """An endpoint has no room: it said so, or its limit of connections or requests is reached."""
+
+    code = "endpoint_busy"
+    retryable = True
+
+
 class ModelLoadFailed(HeadraceError):
     """A model's files or configuration cannot be served; the message is the reason."""
 
@@ -248,6 +274,12 @@ class DeadlineExceeded(HeadraceError):
     """The request's deadline passed before an answer existed."""
 
     code = "deadline_exceeded"
+
+
+class EndpointTimeout(DeadlineExceeded):
+    """An endpoint did not answer within the time of one attempt."""
+
+    code = "endpoint_timeout"
 
 
 class ShuttingDown(HeadraceError):

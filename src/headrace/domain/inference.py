@@ -78,8 +78,31 @@ def rows_of(shape: Sequence[int]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-class InferResponse(msgspec.Struct, gc=False):
-    """The outputs of one request, by the version that ran it."""
+class Answered(msgspec.Struct):
+    """What an answer says once decoded."""
+
+    outputs: list[Tensor]
+    id: str = ""
+    parameters: Parameters = NO_PARAMETERS
+
+
+class Reply(Protocol):
+    """An answer's body as an endpoint sent it. A wire of the same form passes it on as it is."""
+
+    def decode(self) -> Answered:
+        """Decode the whole body.
+
+        Raises:
+            EndpointFailed: the body is not a well-formed answer.
+        """
+        ...
+
+
+class InferResponse(msgspec.Struct):
+    """The outputs of one request, by the version that ran it.
+
+    Lazy as the request is: what an endpoint sent has a `reply`, and `outputs` once `unpack` ran.
+    """
 
     model: str
     version: str
@@ -88,3 +111,12 @@ class InferResponse(msgspec.Struct, gc=False):
     parameters: Parameters = NO_PARAMETERS
     run_s: float = 0.0  # how long the model ran for it, with whatever else was in its batch
     standings: Sequence[Standing] = ()  # how the caller stands with its limits
+    reply: Reply | None = None
+    target: str = ""  # the name of the route's target that answered; "" without a route
+
+    def unpack(self) -> None:
+        """Decode the reply, if there is one that was not. Raises EndpointFailed."""
+        if self.reply is not None:
+            answered, self.reply = self.reply.decode(), None
+            self.outputs, self.id = answered.outputs, answered.id
+            self.parameters = answered.parameters

@@ -64,6 +64,10 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus, OpenAiType]]] = {
     "unsupported": (501, _G.UNIMPLEMENTED, _O.INVALID),
     "model_not_found": (404, _G.NOT_FOUND, _O.NOT_FOUND),
     "model_not_ready": (503, _G.UNAVAILABLE, _O.SERVER),
+    "no_ready_endpoint": (503, _G.UNAVAILABLE, _O.SERVER),
+    "endpoint_busy": (503, _G.UNAVAILABLE, _O.SERVER),
+    "endpoint_failed": (502, _G.UNAVAILABLE, _O.SERVER),
+    "endpoint_timeout": (504, _G.DEADLINE_EXCEEDED, _O.SERVER),
     # what the client names is legal; what lies in the repository is not
     "model_load_failed": (400, _G.FAILED_PRECONDITION, _O.INVALID),
     "model_failed": (500, _G.INTERNAL, _O.SERVER),

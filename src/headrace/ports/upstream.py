@@ -1,0 +1,64 @@
+"""One address of an endpoint: what the router sends attempts to, and asks whether it is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from headrace.domain.catalog import Endpoint
+from headrace.ports.inference import InferenceService
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where an endpoint is reached. Its address was checked against the allowed networks."""
+
+    host: str  # as the URL names it: for the Host header and for TLS
+    port: int
+    address: Address
+    path: str = ""  # what stands before /v2 in the URL, without a slash at its end
+    secure: bool = False
+
+
+class Upstream(InferenceService, Protocol):
+    """Sends requests to one address. `infer` makes one attempt, and answers as it was answered.
+
+    `infer` awaits plain futures only. It ends by `call.deadline`, and a cancelled attempt is
+    taken back: the endpoint is told (its connection closed, its RPC cancelled). It raises
+
+    - EndpointFailed: not reached, broken off, no well-formed answer, or a 5xx of the endpoint.
+      `retry_after_s` where the endpoint sent Retry-After.
+    - EndpointBusy: it refused for want of room (429), or no connection is free here.
+    - EndpointTimeout: nothing by `call.deadline`; the endpoint was told to stop.
+    - UnknownModel: it has no such model or version.
+    - InvalidRequest, PayloadTooLarge, Unsupported …: what it said of the client's request.
+    """
+
+    @property
+    def connections(self) -> int:
+        """Open connections, busy and idle."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a connection."""
+        ...
+
+    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
+        """Ask whether a model is ready, or the server where `model` is "".
+
+        False where it says no, or says nothing by `deadline`. Raises nothing.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close idle connections now, and the others when their requests end."""
+        ...
+
+
+#: Makes the upstream of an endpoint at one of its addresses.
+Connect: TypeAlias = Callable[[Endpoint, Site], Upstream]
