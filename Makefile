@@ -17,10 +17,10 @@ export ORT_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench bench-proxy lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.setup  ## Make .venv with the pinned dependencies and this package (does nothing when up to date)
 
@@ -42,6 +42,9 @@ format: setup  ## Format the code and apply the safe fixes
 
 bench: setup  ## Measure, and print the figures
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-proxy: setup  ## Measure what passing a request on costs, beside nginx, HAProxy and Envoy
+	$(BIN)/python -m bench.proxy $(BENCH_ARGS)
 
 lock: $(UV)  ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--upgrade takes newer releases)
 	$(COMPILE) --all-extras --group dev $(LOCK_ARGS) --output-file requirements/dev.txt >/dev/null

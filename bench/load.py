@@ -22,6 +22,7 @@ from bench.failure import BenchFailure
 _OK = 200
 _PATIENCE_S = 30.0  # beyond the phase's own length
 _SHOWN = 300
+_READ_BYTES = 1 << 18
 
 
 class LoadTask(msgspec.Struct, frozen=True):
@@ -67,14 +68,17 @@ class _Phase:
             self.done.set_exception(BenchFailure(reason))
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self) -> None:
+class _Connection(asyncio.BufferedProtocol):
+    def __init__(self, buffer: memoryview) -> None:
         # HttpResponseParser calls on_message_complete; bodies are not looked at
         self._parser = httptools.HttpResponseParser(self)
+        # all connections read into the same one: what is read is parsed before anything else is
+        # read, and a large answer needs no memory of its own
+        self._buffer = buffer
+        self._received_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._phase: _Phase | None = None
         self._sent = 0.0
-        self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not registered as such
@@ -93,13 +97,16 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def data_received(self, data: bytes) -> None:
-        self._received = data
+    def get_buffer(self, _: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, size: int) -> None:
+        self._received_bytes = size
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:size])
         except httptools.HttpParserError as error:
             if self._phase is not None:
-                self._phase.fail(f"the answer is not HTTP: {error}: {data[:_SHOWN]!r}")
+                self._phase.fail(f"the answer is not HTTP: {error}: {self._shown()!r}")
 
     def on_message_complete(self) -> None:
         phase = self._phase
@@ -108,7 +115,7 @@ class _Connection(asyncio.Protocol):
         now = time.perf_counter()
         if self._parser.get_status_code() != _OK:
             status = self._parser.get_status_code()
-            phase.fail(f"an answer was {status}, not 200: {self._received[-_SHOWN:]!r}")
+            phase.fail(f"an answer was {status}, not 200: {self._shown()!r}")
             return
         phase.latencies_s.append(now - self._sent)
         if now < phase.until:
@@ -123,6 +130,10 @@ class _Connection(asyncio.Protocol):
         if self._phase is not None:
             self._phase.fail("the server closed a connection instead of answering")
 
+    def _shown(self) -> bytes:
+        """The end of what was read last."""
+        return bytes(self._buffer[: self._received_bytes][-_SHOWN:])
+
 
 async def measure(task: LoadTask) -> LoadOutcome:
     """Warm up, then count.
@@ -131,9 +142,12 @@ async def measure(task: LoadTask) -> LoadOutcome:
         BenchFailure: an answer other than 200, a closed connection, no answer for a long time.
     """
     loop = asyncio.get_running_loop()
+    buffer = memoryview(bytearray(_READ_BYTES))
     connections = []
     for _ in range(task.connections):
-        _, connection = await loop.create_connection(_Connection, "127.0.0.1", task.port)
+        _, connection = await loop.create_connection(
+            lambda: _Connection(buffer), "127.0.0.1", task.port
+        )
         connections.append(connection)
     await _run(task, connections, task.warm_up_s)
     gc.collect()

@@ -28,17 +28,27 @@ _POLL_S: Final = 0.003
 _ASK_S: Final = 30.0
 _OK: Final = 200
 _SHOWN_LINES: Final = 10
+_READY: Final = "/readyz"
 
 
 class Server:
     """A running server that answered its readiness probe."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log_file: Path, *, subject: str) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        log_file: Path,
+        *,
+        subject: str,
+        port: int = 0,
+        probe: str = _READY,
+    ) -> None:
         self._process = process
         self._log_file = log_file
         self._subject = subject
-        self.port = 0
-        self.ready_s = 0.0  # from the process's start to /readyz 200
+        self._probe = probe
+        self.port = port  # 0: it takes a free one, and says so in its log
+        self.ready_s = 0.0  # from the process's start to the probe's 200
 
     @property
     def pid(self) -> int:
@@ -76,7 +86,7 @@ class Server:
         return "\n".join(self._log_file.read_text("utf-8", "replace").splitlines()[-_SHOWN_LINES:])
 
     def await_ready(self, began: float) -> None:
-        """Wait for /readyz.
+        """Wait for the probe's 200.
 
         Raises:
             BenchFailure: it ended, or was not ready in time; with the end of its log.
@@ -100,8 +110,8 @@ class Server:
 
     def _is_ready(self) -> bool:
         try:
-            status, _, _ = self.ask("GET", "/readyz")
-        except OSError:
+            status, _, _ = self.ask("GET", self._probe)
+        except (OSError, http.client.HTTPException):
             return False
         return status == _OK
 
@@ -121,17 +131,41 @@ def serving(
     """
     own = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
     own["HEADRACE_STORAGE__DATA_DIR"] = str(data_dir or log_file.with_suffix(".data"))
+    command = _command(subject, repository)
+    with running(command, log_file, subject=subject, on=on, environment=own) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    log_file: Path,
+    *,
+    subject: str,
+    on: frozenset[int],
+    environment: Mapping[str, str],
+    port: int = 0,
+    probe: str = _READY,
+) -> Iterator[Server]:
+    """Run a server on the given cores until the block ends; it begins when the probe says 200.
+
+    `port` is where the command makes it listen; 0: it takes a free one, and writes it as a JSON
+    line with `http_port`.
+
+    Raises:
+        BenchFailure: it ended, or was not ready in time; with the end of its log.
+    """
     with log_file.open("wb") as log, cores.on(on):
         began = time.perf_counter()
         process = subprocess.Popen(
-            _command(subject, repository),
+            command,
             cwd=ROOT,
-            env=own,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
-    server = Server(process, log_file, subject=subject)
+    server = Server(process, log_file, subject=subject, port=port, probe=probe)
     try:
         server.await_ready(began)
         yield server

@@ -70,6 +70,8 @@ def _is_section(hint: Any) -> bool:
 
 
 def _section(name: str, section: Any) -> str:
+    if get_origin(section) is dict:
+        return _named(name, get_args(section)[1])
     if not isinstance(section, UnionType):
         return _table(name, section)
     kinds = [(kind.__struct_config__, kind) for kind in get_args(section)]
@@ -80,14 +82,41 @@ def _section(name: str, section: Any) -> str:
     return "\n".join([*lines, *tables])
 
 
+def _named(name: str, struct: type[msgspec.Struct]) -> str:
+    """Sections of one kind, each under a name that somebody chose, and the tables within."""
+    place = f"{name}.NAME"
+    about = (
+        f"{inspect.getdoc(struct)} Variables: `{ENVIRONMENT_PREFIX}{name.upper()}__NAME__<KEY>`."
+    )
+    keys: dict[type[msgspec.Struct], str] = {}
+    for key, within in _tables_in(struct):
+        keys.setdefault(within, key)
+    parts = [f"## [{place}]\n\n{about}\n\n{_rows(place, struct)}"]
+    parts += [
+        f"### {key} of [{place}]\n\n{inspect.getdoc(within)}\n\n{_rows(f'{name}.{key}', within)}"
+        for within, key in keys.items()
+    ]
+    return "\n".join(parts)
+
+
+def _tables_in(struct: type[msgspec.Struct], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, hint in get_type_hints(struct).items():
+        for kind in (hint, *get_args(hint)):
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                yield f"{path}{key}", kind
+                yield from _tables_in(kind, f"{path}{key}.")
+
+
 def _table(name: str, struct: type[msgspec.Struct], title: str = "") -> str:
     variable = f"{ENVIRONMENT_PREFIX}{name}__".upper() if name else ENVIRONMENT_PREFIX
     about = inspect.getdoc(struct) if name else "They stand before the first section."
+    head = f"{title or f'## [{name}]'}\n\n{about} Variables: `{variable}<KEY>`.\n"
+    return f"{head}\n{_rows(name, struct)}"
+
+
+def _rows(name: str, struct: type[msgspec.Struct]) -> str:
+    """A row for each key of a struct."""
     lines = [
-        title or f"## [{name}]",
-        "",
-        f"{about} Variables: `{variable}<KEY>`.",
-        "",
         "| key | type | default | what it does |",
         "| --- | --- | --- | --- |",
     ]
@@ -158,6 +187,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, msgspec.Struct):
+        value = {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
     # of what settings default to, TOML and JSON write the same
     return msgspec.json.encode(value).decode()
 

@@ -11,7 +11,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeAlias, get_args, get_type_hints
 
 import msgspec
@@ -24,17 +24,27 @@ from headrace.adapters.memory_limiter import MemoryLimiterSettings
 from headrace.adapters.redis.settings import RedisCacheSettings, RedisLimiterSettings
 from headrace.adapters.sql.settings import SqliteSettings, StoreSettings
 from headrace.domain.errors import InvalidSettings
+from headrace.domain.names import RULE, is_name
 from headrace.gateway.admission import AdmissionSettings
 from headrace.gateway.authentication import AuthenticationSettings
 from headrace.gateway.limits import LimitSettings
 from headrace.gateway.settings import GatewaySettings
 from headrace.orchestrator.settings import OrchestratorSettings
 from headrace.registry.cached_reader import CachedReaderSettings
+from headrace.registry.endpoint_content import EndpointContent
+from headrace.registry.route_content import RouteContent
 from headrace.registry.settings import RegistrySettings
-from headrace.router.settings import RouterSettings
+from headrace.resilience.backoff import RetrySettings
+from headrace.resilience.breaker import BreakerSettings
+from headrace.resilience.health_checks import HealthCheckSettings
+from headrace.resilience.outliers import OutlierSettings
+from headrace.router.settings import HedgingSettings, RouterSettings
 from headrace.telemetry.logs import LogSettings
 from headrace.transport.cors import CorsSettings
+from headrace.transport.http.client.limits import ClientLimits
 from headrace.transport.http.limits import HttpLimits
+from headrace.transport.http.tls import TlsProfile
+from headrace.transport.oip_grpc.settings import GrpcClientSettings
 
 ENVIRONMENT_PREFIX: Final = "HEADRACE_"
 _SECTION: Final = "__"
@@ -86,6 +96,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     admission: AdmissionSettings = AdmissionSettings()
     router: RouterSettings = RouterSettings()
     orchestrator: OrchestratorSettings = OrchestratorSettings()
+    retries: RetrySettings = RetrySettings()
+    hedging: HedgingSettings = HedgingSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    outliers: OutlierSettings = OutlierSettings()
+    health_checks: HealthCheckSettings = HealthCheckSettings()
+    endpoint_http: ClientLimits = ClientLimits()
+    endpoint_grpc: GrpcClientSettings = GrpcClientSettings()
+    endpoints: dict[str, EndpointContent] = {}
+    routes: dict[str, RouteContent] = {}
+    tls: dict[str, TlsProfile] = {}
     registry: RegistrySettings = RegistrySettings()
     registry_reads: CachedReaderSettings = CachedReaderSettings()
     inspection: InspectionSettings = InspectionSettings()
@@ -118,6 +138,7 @@ def load(
     _merge(tree, overrides or {})
     settings = _convert(tree, "")
     _check_ranges(settings)
+    _check_profiles(settings)
     return settings
 
 
@@ -136,9 +157,10 @@ def _convert(tree: Mapping[str, Any], where: str) -> Settings:
     try:
         return msgspec.convert(_with_kinds(tree), Settings)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$.")
+        # "at `key` in" is of a mapping whose keys have bounds
+        reason, _, path = str(error).replace(" - at `key` in `", " - at `").partition(" - at `$.")
         if "[...]" in path:  # a key of a mapping, which msgspec does not name
-            path = path.replace("[...]", _odd_key(tree, path))
+            path = path.replace("[...]", _odd_key(tree, path), 1)
         path = path.rstrip("`")
         if reason.startswith("Invalid enum value"):
             reason += _choices(path)
@@ -154,11 +176,15 @@ def _choices(path: str) -> str:
     """What a setting may be where it is one of a few words; "" where that is not known."""
     kind: Any = Settings
     for part in path.split("."):
+        if _is_mapping(kind):
+            kind = get_args(kind)[1]
+            continue
         hints = _hints(kind) if _is_section(kind) else {}
         if part not in hints:
             return ""
         kind = hints[part]
-    words = ", ".join(f"'{word}'" for word in get_args(kind) if isinstance(word, str))
+    choices = [word for each in get_args(kind) for word in get_args(each) or (each,)]
+    words = ", ".join(f"'{word}'" for word in choices if isinstance(word, str))
     return f"; it is one of {words}" if words else ""
 
 
@@ -180,11 +206,19 @@ def _type_of(section: str) -> Any:
 def _hints(section: Any) -> dict[str, Any]:
     """Keys and types of a section, of whatever kind."""
     if not isinstance(section, UnionType):
-        return get_type_hints(section)
+        return {key: _or_nothing(kind) for key, kind in get_type_hints(section).items()}
     hints: dict[str, Any] = {}
     for kind in get_args(section):
         hints |= {kind.__struct_config__.tag_field: str, **get_type_hints(kind)}
     return hints
+
+
+def _or_nothing(kind: Any) -> Any:
+    """The section in a kind that is a section or not set; any other kind as it is."""
+    if not isinstance(kind, UnionType):
+        return kind
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if len(kinds) == 1 and _is_section(kinds[0]) else kind
 
 
 def _odd_key(tree: Mapping[str, Any], path: str) -> str:
@@ -205,8 +239,13 @@ def _check_keys(tree: Mapping[str, Any], struct: Any, where: str, path: str = ""
     for key, value in tree.items():
         if key not in hints:
             raise InvalidSettings(_unknown(f"{where}: {path}{key}", key, hints))
-        if isinstance(value, dict) and _is_section(hints[key]):
-            _check_keys(value, hints[key], where, f"{path}{key}.")
+        kind = hints[key]
+        if isinstance(value, dict) and _is_section(kind):
+            _check_keys(value, kind, where, f"{path}{key}.")
+        elif isinstance(value, dict) and _is_mapping(kind) and _is_section(get_args(kind)[1]):
+            for name, each in value.items():
+                if isinstance(each, dict):
+                    _check_keys(each, get_args(kind)[1], where, f"{path}{key}.{name}.")
 
 
 def _from_environment(name: str, text: str) -> dict[str, Any]:
@@ -228,7 +267,9 @@ def _from_environment(name: str, text: str) -> dict[str, Any]:
         raise InvalidSettings(msg)
     try:
         if _is_mapping(kind) or str(kind).startswith(("list", "tuple")):
-            value = msgspec.json.decode(text, type=kind)
+            msgspec.json.decode(text, type=kind)
+            # as the file would have it, so that other variables can set what is left out
+            value = msgspec.json.decode(text)
         else:
             value = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -309,3 +350,18 @@ def _check_ranges(settings: Settings) -> None:
             f"gateway.max_timeout_s ({gateway.max_timeout_s})"
         )
         raise InvalidSettings(msg)
+
+
+def _check_profiles(settings: Settings) -> None:
+    """TLS profiles, which endpoints name."""
+    for name in settings.tls:
+        if not is_name(name):
+            msg = f"tls.{name}: a name must be {RULE}"
+            raise InvalidSettings(msg)
+    for name, endpoint in settings.endpoints.items():
+        if endpoint.tls and endpoint.tls not in settings.tls:
+            known = ", ".join(sorted(settings.tls)) or "none"
+            msg = (
+                f"endpoints.{name}.tls: there is no profile [tls.{endpoint.tls}]; there is {known}"
+            )
+            raise InvalidSettings(msg)

@@ -20,6 +20,8 @@ from headrace.compose.registry import RegistryHouse
 from headrace.domain.calls import Call, Principal
 from headrace.domain.idempotency import IdempotencyKey
 from headrace.ports.idempotency import KeptAnswer
+from headrace.registry.configured import NOTHING_CONFIGURED
+from headrace.registry.targets import nothing_else
 from headrace.settings import Settings, StorageSettings
 from headrace.telemetry.metrics import Metrics
 from tests.support.waiting import until
@@ -34,7 +36,13 @@ def _now() -> datetime:
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[RegistryHouse]:
     settings = Settings(storage=StorageSettings(data_dir=str(tmp_path)))
-    async with registry.opened(settings, metrics=Metrics(version="0"), version="0") as house:
+    async with registry.opened(
+        settings,
+        metrics=Metrics(version="0"),
+        version="0",
+        configured=NOTHING_CONFIGURED,
+        known=nothing_else,
+    ) as house:
         yield house
 
 

@@ -223,3 +223,8 @@ def chunked(target: str, *pieces: bytes, trailers: bytes = b"") -> bytes:
     head = f"POST {target} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     return head + chunks + b"0\r\n" + trailers + b"\r\n"
+
+
+def parts_of(request: HttpRequest) -> list[bytes | memoryview]:
+    """A request's body as an answer is given one."""
+    return request.body if isinstance(request.body, list) else [request.body]

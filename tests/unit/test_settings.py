@@ -104,9 +104,11 @@ def test_reading_leaves_the_overrides_as_they_were() -> None:
         (
             "[zzz]",
             (
-                "zzz is not a setting; known are admission, artifacts, authentication, cache, "
-                "cors, database, gateway, http, inspection, jwt, limiter, limits, log, mode, "
-                "orchestrator, registry, registry_reads, router, server, storage"
+                "zzz is not a setting; known are admission, artifacts, authentication, breaker, "
+                "cache, cors, database, endpoint_grpc, endpoint_http, endpoints, gateway, "
+                "health_checks, hedging, http, inspection, jwt, limiter, limits, log, mode, "
+                "orchestrator, outliers, registry, registry_reads, retries, router, routes, "
+                "server, storage, tls"
             ),
         ),
         (
@@ -336,3 +338,96 @@ def test_a_table_of_a_token_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_a_body_that_is_allowed_must_fit_into_what_may_be_held() -> None:
     refusal = _refusal(overrides={"http": {"max_buffered_bytes": 1024}})
     assert refusal.startswith("http.max_buffered_bytes (1024) is below http.max_body_bytes")
+
+
+# Endpoints, routes and TLS profiles, each under a name of its own
+
+
+def test_endpoints_routes_and_profiles_are_tables_by_name(toml: Toml) -> None:
+    settings = load(
+        toml(
+            """
+            [endpoints.triton-a]
+            url = "https://triton.internal:8000/prefix"
+            models = ["bert"]
+            tls = "mesh"
+
+            [tls.mesh]
+            ca_file = "ca.pem"
+
+            [routes.bert]
+            targets = [{ model = "bert", weight = 9 }, { model = "bert", version = "2" }]
+            sticky = { by = "header", header = "X-User" }
+            policy.max_attempts = 2
+            """
+        )
+    )
+    assert settings.endpoints["triton-a"].models == ("bert",)
+    assert settings.tls["mesh"].ca_file == "ca.pem"
+    route = settings.routes["bert"]
+    assert [target.weight for target in route.targets] == [9.0, 1.0]
+    assert (route.sticky and route.sticky.header, route.policy.max_attempts) == ("X-User", 2)
+
+
+def test_variables_set_single_keys_of_what_the_file_names(toml: Toml) -> None:
+    file = toml("[endpoints.a]\nurl = 'http://a'\n[routes.r]\ntargets = [{ model = 'a' }]")
+    environment = {
+        "HEADRACE_ENDPOINTS": '{"a": {"weight": 2}, "b": {"url": "http://b"}}',
+        "HEADRACE_ENDPOINTS__a__MODELS": '["m"]',
+        "HEADRACE_ROUTES__r__STICKY__BY": "header",
+        "HEADRACE_ROUTES__r__STICKY__HEADER": "x-user",
+        "HEADRACE_ROUTES__r__POLICY__TIMEOUT_S": "1.5",
+        "HEADRACE_TLS__mesh__CA_FILE": "ca.pem",
+    }
+    settings = load(file, environment=environment)
+    a = settings.endpoints["a"]
+    assert (a.url, a.weight, a.models) == ("http://a", 2.0, ("m",))
+    assert settings.endpoints["b"].url == "http://b"
+    route = settings.routes["r"]
+    assert (route.sticky and route.sticky.header, route.policy.timeout_s) == ("x-user", 1.5)
+    assert settings.tls["mesh"].ca_file == "ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("[endpoints.a]\nulr = 'x'", "endpoints.a.ulr is not a setting; did you mean 'url'?"),
+        ("[endpoints.a]\nweight = -1", "endpoints.a.weight: Expected `float` >= 0.0"),
+        ("[endpoints.a]\nmax_in_flight = nan", "endpoints.a.max_in_flight: "),
+        (
+            "[endpoints.a]\nprotocol = 'rest'",
+            "endpoints.a.protocol: Invalid enum value 'rest'; it is one of 'oip-rest', ",
+        ),
+        ("[endpoints.a.labels]\n'' = 'x'", "endpoints.a.labels: Expected `str` of length >= 1"),
+        ("[endpoints]\na = 'http://a'", "endpoints.a: Expected `object`, got `str`"),
+        ("[routes.r]", "routes.r: Object missing required field `targets`"),
+        ("[routes.r]\ntargets = []", "routes.r.targets: Expected `array` of length >= 1"),
+        (
+            "[routes.r]\ntargets = [{ model = 'a' }, { model = 'b', weight = -1 }]",
+            "routes.r.targets[1].weight: ",
+        ),
+        (
+            "[routes.r]\npolicy.hedge_percent = 1",
+            "routes.r.policy.hedge_percent is not a setting; did you mean 'hedge_percentile'?",
+        ),
+        (
+            "[routes.r]\ntargets = [{ model = 'a' }]\npolicy.balancer = 'best'",
+            "routes.r.policy.balancer: Invalid enum value 'best'; it is one of 'p2c', ",
+        ),
+        ("[tls.a]\nca_fil = 'x'", "tls.a.ca_fil is not a setting; did you mean 'ca_file'?"),
+    ],
+)
+def test_a_mistake_in_a_named_table_is_refused_with_its_name(
+    toml: Toml, text: str, refusal: str
+) -> None:
+    file = toml(text)
+    assert _refusal(file).startswith(f"{file}: {refusal}")
+
+
+def test_an_endpoint_names_a_profile_that_is_there(toml: Toml) -> None:
+    text = "[endpoints.a]\nurl = 'https://a'\ntls = 'mesh'\n"
+    assert _refusal(toml(text)) == (
+        "endpoints.a.tls: there is no profile [tls.mesh]; there is none"
+    )
+    assert load(toml(f"{text}[tls.mesh]")).endpoints["a"].tls == "mesh"
+    assert _refusal(toml("[tls.'a b']")).startswith("tls.a b: a name must be ")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from headrace.compose.gate import Gate
-from headrace.compose.registry import allowed_networks
+from headrace.compose.routing import configured
+from headrace.compose.upstreams import tls_context
 from headrace.domain.calls import Call
 from headrace.domain.errors import InvalidSettings, UnknownModel
 from headrace.domain.hosts import is_loopback
@@ -15,7 +16,9 @@ from headrace.telemetry.metrics import Metrics
 def check(settings: Settings) -> None:
     """Everything that can be known before the start. Raises InvalidSettings."""
     check_exposure(settings)
-    allowed_networks(settings)
+    configured(settings)
+    for profile in settings.tls:
+        tls_context(settings, profile)
     Gate(settings, _Nothing(), find_key=lambda _: None, metrics=Metrics(version=""))
 
 

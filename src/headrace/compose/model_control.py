@@ -8,14 +8,20 @@ from typing import Any
 import msgspec
 
 from headrace.domain.calls import OPERATOR
-from headrace.domain.errors import Forbidden, HeadraceError, InvalidRequest, UnknownModel
+from headrace.domain.errors import (
+    Forbidden,
+    HeadraceError,
+    InvalidRequest,
+    UnknownModel,
+    Unsupported,
+)
 from headrace.domain.names import version_order
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.on_demand import OnDemand
 from headrace.ports.catalogue import Catalogue
 from headrace.ports.model_control import IndexEntry, ModelDescription
 from headrace.router.registered import RegisteredModels, internal_name
-from headrace.router.resolution import Choice
+from headrace.router.router import Router
 
 
 class FolderControl:
@@ -24,17 +30,23 @@ class FolderControl:
     They are the operator's: only its tenant may load and unload them.
     """
 
-    def __init__(self, models: Models, tenant: str = OPERATOR) -> None:
+    def __init__(
+        self, models: Models, router: Router | None = None, tenant: str = OPERATOR
+    ) -> None:
+        """`router` knows of endpoints that have models as well."""
         self._models = models
+        self._router = router
         self._tenant = tenant
 
     def of(self, tenant: str) -> FolderControl:
-        return self if tenant == self._tenant else FolderControl(self._models, tenant)
+        return self if tenant == self._tenant else FolderControl(self._models, self._router, tenant)
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
         return self._models.describe(model, version)
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        if self._router is not None:
+            return self._router.obstacle(self._tenant, model, version)
         return self._models.obstacle(model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
@@ -70,7 +82,8 @@ class WholeControl:
         self,
         folder: FolderControl,
         *,
-        router: RegisteredModels,
+        router: Router,
+        models: RegisteredModels,
         catalogue: Catalogue,
         on_demand: OnDemand,
         registered: Models,
@@ -80,6 +93,7 @@ class WholeControl:
     ) -> None:
         self._folder = folder
         self._router = router
+        self._models = models
         self._catalogue = catalogue
         self._on_demand = on_demand
         self._registered = registered
@@ -93,6 +107,7 @@ class WholeControl:
         return WholeControl(
             self._folder.of(tenant),
             router=self._router,
+            models=self._models,
             catalogue=self._catalogue,
             on_demand=self._on_demand,
             registered=self._registered,
@@ -102,11 +117,11 @@ class WholeControl:
         )
 
     async def describe(self, model: str, version: str = "") -> ModelDescription:
-        choice = self._router.choice(self._tenant, model, version)
-        if choice is None:
-            return await self._folder.describe(model, version)
-        found = self._registered.describe(*await self._loaded(choice))
-        entry = self._catalogue.entry((self._tenant, choice.model))
+        target, number = self._local(model, version)
+        if not number:
+            return await self._folder.describe(target, version)
+        found = self._registered.describe(*await self._loaded(target, number))
+        entry = self._catalogue.entry((self._tenant, target))
         versions = sorted(entry.versions, key=version_order) if entry is not None else ()
         return msgspec.structs.replace(found, name=model, versions=tuple(versions))
 
@@ -121,10 +136,10 @@ class WholeControl:
                 *await self._folder.statistics(),
                 *(_public(each) for each in registered if each["name"].startswith(own)),
             ]
-        choice = self._router.choice(self._tenant, model, version)
-        if choice is None:
-            return await self._folder.statistics(model, version)
-        name, number = await self._loaded(choice)
+        target, number = self._local(model, version)
+        if not number:
+            return await self._folder.statistics(target, version)
+        name, number = await self._loaded(target, number)
         return [_public(each) for each in self._registered.statistics(name, number)]
 
     def index(self) -> Sequence[IndexEntry]:
@@ -138,14 +153,14 @@ class WholeControl:
         return entries
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
-        choice = self._router.choice(self._tenant, model, "")
-        if choice is None:
-            await self._folder.load(model, config_json=config_json)
+        target, number = self._local(model, "")
+        if not number:
+            await self._folder.load(target, config_json=config_json)
         elif config_json is not None:
             msg = f"model '{model}' is of the registry: its configuration comes with its versions"
             raise InvalidRequest(msg)
         else:
-            await self._loaded(choice)
+            await self._loaded(target, number)
 
     async def unload(self, model: str) -> None:
         if self._catalogue.entry((self._tenant, model)) is None:
@@ -163,10 +178,24 @@ class WholeControl:
             return IndexEntry(model, version, "READY", "")
         return IndexEntry(model, version, "UNAVAILABLE", obstacle.message)
 
-    async def _loaded(self, choice: Choice) -> tuple[str, str]:
-        name = internal_name(self._tenant, choice.model)
-        await self._on_demand.loaded(name, choice.version, deadline=self._clock() + self._load_s)
-        return name, choice.version
+    def _local(self, model: str, version: str) -> tuple[str, str]:
+        """The model of this process that is asked for, and its version; "" of the folder's.
+
+        Raises:
+            UnknownModel, ModelNotReady: there is none.
+            Unsupported: endpoints have it.
+        """
+        found = self._router.local_target(self._tenant, model, version)
+        if found is None:
+            msg = f"model '{model}' is served by endpoints: only they can tell more of it"
+            raise Unsupported(msg)
+        target, asked = found
+        return target, self._models.version(self._tenant, target, asked)
+
+    async def _loaded(self, model: str, version: str) -> tuple[str, str]:
+        name = internal_name(self._tenant, model)
+        await self._on_demand.loaded(name, version, deadline=self._clock() + self._load_s)
+        return name, version
 
 
 def _public(statistics: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import gc
 import logging
-import random
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -21,6 +21,7 @@ from headrace.compose.checks import check_exposure
 from headrace.compose.gate import Gate
 from headrace.compose.model_control import FolderControl, WholeControl
 from headrace.compose.registry import RegistryHouse, opened
+from headrace.compose.routing import Routing, configured
 from headrace.compose.shelf import CatalogueShelf, NoModels
 from headrace.domain.catalog import ApiKey, Key
 from headrace.domain.errors import InvalidSettings
@@ -29,11 +30,13 @@ from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.on_demand import OnDemand
 from headrace.orchestrator.orchestrator import Orchestrator
+from headrace.ports.catalogue import Catalogue
 from headrace.ports.executor import ExecutorLoader
 from headrace.ports.model_control import ModelControl, ModelDescription
 from headrace.ports.repository import ModelRepository
+from headrace.router.configured import ConfiguredCatalogue, NoRegistry
+from headrace.router.local import FolderModels, LocalModels
 from headrace.router.registered import RegisteredModels
-from headrace.router.router import Router
 from headrace.settings import Settings
 from headrace.telemetry.access_log import AccessLog
 from headrace.telemetry.metrics import Metrics
@@ -64,8 +67,11 @@ class Platform:
         self, settings: Settings, models: Path | None, *, version: str, log: TextIO
     ) -> None:
         check_exposure(settings)
-        if models is None and not settings.registry.enabled:
-            msg = "registry.enabled is false and no folder of models is given: nothing to serve"
+        if models is None and not (settings.registry.enabled or settings.endpoints):
+            msg = (
+                "registry.enabled is false, and no folder of models is given and no endpoint: "
+                "nothing to serve"
+            )
             raise InvalidSettings(msg)
         self.settings = settings
         self.version = version
@@ -86,9 +92,10 @@ class Platform:
         self.models = self._models(self._folder or NoModels())
         self._all_models = [self.models]
         self._control: ModelControl = FolderControl(self.models)
-        self._folder_router = Router([Orchestrator(self.models)])
+        self._folder_models = Orchestrator(self.models)
+        self._configured = configured(settings)
         self._gate = Gate(
-            settings, self._folder_router, find_key=self._find_key, metrics=self.metrics
+            settings, self._folder_models, find_key=self._find_key, metrics=self.metrics
         )
         self._connections = self.metrics.gauge(
             "headrace_http_connections", "Open HTTP connections."
@@ -102,7 +109,8 @@ class Platform:
             ("status",),
         )
         self._ids = RequestIds()
-        self._router: RegisteredModels | None = None
+        self._registered: RegisteredModels | None = None
+        self._routing: Routing | None = None
         self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
 
@@ -127,9 +135,20 @@ class Platform:
             background: list[asyncio.Task[None]] = []
             if self.settings.registry.enabled:
                 self._house = await stack.enter_async_context(
-                    opened(self.settings, metrics=self.metrics, version=self.version)
+                    opened(
+                        self.settings,
+                        metrics=self.metrics,
+                        version=self.version,
+                        configured=self._configured,
+                        known=lambda _, model: FolderModels(self._folder_models).knows("", model),
+                    )
                 )
                 background += self._join_registry(self._house, tasks)
+            else:
+                self._route(NoRegistry(), FolderModels(self._folder_models))
+            assert self._routing is not None  # noqa: S101 - `_route` made it
+            background.append(tasks.create_task(self._routing.fleet.run()))
+            stack.push_async_callback(self._routing.fleet.close)
             background += self._gate.start(tasks)
             stack.push_async_callback(self._gate.close)
             application = self._application()
@@ -184,7 +203,12 @@ class Platform:
         unready = sum(entry.state != "READY" for entry in self.models.index())
         served = [version for models in self._all_models for version in models.all_versions()]
         hung = sum(not version.ready for version in served)
-        can_run = any(v.ready for v in served) or not (served or unready)
+        fleet = None if self._routing is None else self._routing.fleet
+        can_run = any(v.ready for v in served)
+        if fleet is not None and not fleet.is_empty:
+            can_run = can_run or fleet.any_ready
+        else:
+            can_run = can_run or not (served or unready)
         if self._stopping:
             status = "draining"
         elif not self.loaded.is_set():
@@ -227,31 +251,31 @@ class Platform:
     ) -> list[asyncio.Task[None]]:
         """Put the registry's models before those of the folder."""
         shelf = CatalogueShelf(house.catalogue, house.artifacts)
-        registered = self._models(shelf, transient=True)
-        self._all_models.append(registered)
+        loaded = self._models(shelf, transient=True)
+        self._all_models.append(loaded)
         on_demand = OnDemand(
-            registered,
+            loaded,
             shelf,
             max_loaded=self.settings.orchestrator.max_loaded_versions,
             clock=time.monotonic,
         )
-        router = RegisteredModels(
+        self._registered = RegisteredModels(
             catalogue=house.catalogue,
             endpoint=on_demand,
-            others=self._folder_router,
+            others=self._folder_models,
             settings=self.settings.router,
             usage=house.usage,
             clock=time.monotonic,
-            chance=random.random,
         )
-        self._router = router
-        self._gate.gateway.service = router
+        routing = self._route(house.catalogue, self._registered)
+        house.states = routing.fleet
         self._control = WholeControl(
             FolderControl(self.models),
-            router=router,
+            router=routing.router,
+            models=self._registered,
             catalogue=house.catalogue,
             on_demand=on_demand,
-            registered=registered,
+            registered=loaded,
             load_s=self.settings.gateway.default_timeout_s,
             clock=time.monotonic,
         )
@@ -261,6 +285,21 @@ class Platform:
             tasks.create_task(on_demand.run()),
             tasks.create_task(self._gate.tell_key_usage(house.keep_key_usage)),
         ]
+
+    def _route(self, catalogue: Catalogue, local: LocalModels) -> Routing:
+        """Put routes and endpoints before the models of this process."""
+        self._routing = Routing(
+            self.settings,
+            catalogue=ConfiguredCatalogue(
+                catalogue, endpoints=self._configured.endpoints, routes=self._configured.routes
+            ),
+            configured=self._configured,
+            local=local,
+            metrics=self.metrics,
+        )
+        self._gate.gateway.service = self._routing.router
+        self._control = FolderControl(self.models, self._routing.router)
+        return self._routing
 
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
         if any(kind == ApiKey.kind for kind, _ in changed):
@@ -394,11 +433,12 @@ class Platform:
 
     async def _load_registered(self) -> None:
         """Wait for the first reading of the registry, and for what is asked most."""
-        if self._house is None or self._router is None:
+        if self._house is None or self._registered is None or self._routing is None:
             return
         while not await self._house.catalogue.ready(_SAY_WAITING_S):
             _logger.warning("waiting for the registry: %s", self._house.catalogue.problem)
-        await self._router.preload(self.settings.registry.preload_models)
+        named = islice(self._routing.router.named(), self.settings.registry.preload_models)
+        await self._registered.preload(named)
 
     def _observe_http(self) -> None:
         assert self._http is not None  # noqa: S101 - registered after it was made

@@ -21,11 +21,14 @@ from headrace.adapters.sql.opening import open_store
 from headrace.domain.catalog import Key
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.ports.cache import Cache
+from headrace.ports.endpoint_states import EndpointStates
 from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import RegistryStore
 from headrace.registry.cached_reader import CachedReader
 from headrace.registry.catalogue import CatalogueFollower
+from headrace.registry.configured import Configured
 from headrace.registry.registry import Registry, utc_now
+from headrace.registry.targets import Known
 from headrace.router.usage import UsageRecorder
 from headrace.settings import CacheSettings, Settings
 from headrace.telemetry.metrics import Metrics
@@ -68,6 +71,8 @@ class RegistryHouse:
         metrics: Metrics,
         version: str,
         artifacts: Artifacts,
+        configured: Configured,
+        known: Known,
     ) -> None:
         self._settings = settings
         self._version = version
@@ -96,7 +101,11 @@ class RegistryHouse:
             obey=self._obey,
             ping_cache=self._reader.ping,
             live=self.usage.of,
+            known=known,
+            configured=configured,
         )
+        #: What the router of this process knows of endpoints, once there is one.
+        self.states: EndpointStates | None = None
         self._app: asyncio.Future[AsgiApp] | None = None
 
     async def app(self) -> AsgiApp:
@@ -154,14 +163,16 @@ class RegistryHouse:
     def _make_app(self) -> AsgiApp:
         from headrace.transport.management.application import management_app
 
-        return management_app(self.use_cases, version=self._version)
+        return management_app(self.use_cases, version=self._version, states=self.states)
 
 
 @contextlib.asynccontextmanager
 async def opened(
-    settings: Settings, *, metrics: Metrics, version: str
+    settings: Settings, *, metrics: Metrics, version: str, configured: Configured, known: Known
 ) -> AsyncIterator[RegistryHouse]:
     """Open the registry's stores, and close them in the end.
+
+    `configured` is what the settings have beside it, `known` whether something else has a model.
 
     Raises:
         InvalidSettings: the database does not fit this release, or the data directory cannot be
@@ -183,6 +194,8 @@ async def opened(
         metrics=metrics,
         version=version,
         artifacts=Artifacts(settings.artifacts, data_dir=folder),
+        configured=configured,
+        known=known,
     )
     try:
         yield house

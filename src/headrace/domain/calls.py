@@ -34,6 +34,11 @@ UNKNOWN: Final = Principal("anonymous", kind="anonymous")
 ANONYMOUS: Final = Principal("anonymous", grants=EVERYTHING, kind="anonymous")
 
 
+def known_name(principal: Principal) -> str:
+    """What tells a caller from others; "" where nothing does."""
+    return "" if principal.kind == "anonymous" else principal.name
+
+
 class TraceContext(msgspec.Struct, frozen=True):
     """A W3C trace context as received or begun here; both fields in their header form."""
 

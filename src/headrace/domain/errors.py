@@ -235,6 +235,8 @@ class EndpointFailed(HeadraceError):
 
     #: Why, for operators: its own words, an address; for the log alone.
     reason: str = ""
+    #: Whether the endpoint may have had the request: not where no connection could be made.
+    sent: bool = True
 
 
 class EndpointBusy(HeadraceError):

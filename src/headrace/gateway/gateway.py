@@ -169,6 +169,8 @@ class Gateway:
             wish_s != math.inf,
             call.address,
             call.batch,
+            call.once,
+            call.headers,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -42,8 +42,8 @@ class Catalogue(Protocol):
         """Every name that has an entry."""
         ...
 
-    def endpoints(self, tenant: str) -> Sequence[Endpoint]:
-        """The endpoints of a tenant that are enabled, by name."""
+    def every_endpoint(self) -> Iterable[Endpoint]:
+        """The enabled endpoints of all tenants."""
         ...
 
     def key(self, digest: str) -> ApiKey | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol, TypeAlias
 
@@ -60,5 +60,17 @@ class Upstream(InferenceService, Protocol):
         ...
 
 
-#: Makes the upstream of an endpoint at one of its addresses.
-Connect: TypeAlias = Callable[[Endpoint, Site], Upstream]
+#: Makes the upstream of an endpoint at one of its addresses; None where it is this process.
+Connect: TypeAlias = Callable[[Endpoint, Site | None], Upstream]
+
+
+class Sited(msgspec.Struct, frozen=True):
+    """Where an endpoint is found now."""
+
+    sites: tuple[Site, ...] = ()
+    refused: tuple[str, ...] = ()  # addresses of its name that lie in no allowed network
+    fixed: bool = False  # whether looking again could bring nothing else
+
+
+#: Looks where an endpoint is. Raises OSError where its name has no address or cannot be asked.
+Locate: TypeAlias = Callable[[Endpoint], Awaitable[Sited]]

@@ -105,8 +105,8 @@ class CatalogueFollower:
     def names(self) -> Iterable[Name]:
         return [name for name, entry in self._tables.entries.items() if _can_serve(entry)]
 
-    def endpoints(self, tenant: str) -> Sequence[Endpoint]:
-        return self._tables.enabled.get(tenant, ())
+    def every_endpoint(self) -> Iterable[Endpoint]:
+        return [e for endpoints in self._tables.enabled.values() for e in endpoints]
 
     @property
     def has_keys(self) -> bool:

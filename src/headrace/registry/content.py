@@ -23,7 +23,7 @@ Tags: TypeAlias = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=64)]
 #: A word that programs compare: the name of a metric, of a label, of a scope.
 Word: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
-_PATH: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_PATH: Final = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP: Final = re.compile(r"\[(\d+|\.\.\.)\]|\.([^.\[]+)")
 
 

@@ -9,6 +9,7 @@ from headrace.ports.registry_store import Query, Reader
 from headrace.registry.pages import all_of
 from headrace.registry.refusals import Needed
 from headrace.registry.subjects import subject
+from headrace.registry.targets import targets_of
 
 
 async def aliases_at(reader: Reader, version: Version) -> list[Alias]:
@@ -18,12 +19,12 @@ async def aliases_at(reader: Reader, version: Version) -> list[Alias]:
 
 
 async def routes_to(reader: Reader, entity: Model | Version | Alias) -> list[Route]:
-    """The routes that name it. A version's aliases' routes are not the version's own."""
+    """The routes with a target that names it. A version's aliases' routes are not its own."""
     routes = await all_of(reader, Route, Query(tenant=entity.tenant))
     if isinstance(entity, Model):
-        return [r for r in routes if any(t.model == entity.name for t in r.targets)]
+        return [r for r in routes if any(t.model == entity.name for _, t in targets_of(r))]
     wanted = (entity.model, entity.version if isinstance(entity, Version) else entity.alias)
-    return [r for r in routes if any((t.model, t.version) == wanted for t in r.targets)]
+    return [r for r in routes if any((t.model, t.version) == wanted for _, t in targets_of(r))]
 
 
 def refuse(entity: Entity, needed_by: Iterable[Entity]) -> None:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from headrace.domain.calls import Call
-from headrace.domain.catalog import Endpoint, Protocol
+from headrace.domain.catalog import Endpoint, Key
 from headrace.domain.errors import AlreadyExists, NotFound
-from headrace.domain.names import RULE, is_name, require_name
+from headrace.domain.names import require_name
 from headrace.ports.registry_store import Page, Query, Reader, RegistryStore
 from headrace.registry.changes import Ledger
-from headrace.registry.content import Line, Word, conform, each_once, patched
-from headrace.registry.networks import Network, locate, require_allowed
+from headrace.registry.content import conform, patched
+from headrace.registry.endpoint_content import EndpointContent, endpoint_fields, located
+from headrace.registry.networks import Network, require_allowed
 from headrace.registry.refusals import InvalidField
 from headrace.registry.resolving import Resolve
 from headrace.registry.revisions import Match, require
 
-_Labels: TypeAlias = Annotated[dict[Word, Line], msgspec.Meta(max_length=64)]
-_Models: TypeAlias = Annotated[tuple[str, ...], msgspec.Meta(max_length=1024)]
-Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-
-
-class EndpointContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What callers say about an endpoint."""
-
-    url: str
-    protocol: Protocol = "oip-rest"
-    models: _Models = ()
-    weight: Weight = 1.0
-    labels: _Labels = {}
-    enabled: bool = True
-
 
 class Endpoints:
     """Create, read, update, delete and list endpoints. `allowed` are the networks they may be in.
+
+    `reserved` are the keys of endpoints that are kept elsewhere: in the settings file.
 
     The address is looked at here, and once more by whoever connects: a name may answer differently
     by then.
@@ -50,21 +38,25 @@ class Endpoints:
         ledger: Ledger,
         allowed: Sequence[Network],
         resolve: Resolve,
+        reserved: Collection[Key] = (),
     ) -> None:
         self._store = store
         self._reader = reader
         self._ledger = ledger
         self._allowed = tuple(allowed)
         self._resolve = resolve
+        self._reserved = frozenset(reserved)
 
     async def create(self, call: Call, name: str, content: Mapping[str, Any]) -> Endpoint:
         """Add an endpoint. Raises InvalidRequest, AlreadyExists."""
         require_name("endpoint", name)
         wanted = conform(EndpointContent, content)
-        fields = _fields(wanted)
-        await self._require_allowed(wanted.url, wanted.protocol)
+        fields = endpoint_fields(wanted)
+        key = (call.principal.tenant, name)
+        if key in self._reserved:  # states and events are told by this name
+            raise AlreadyExists(f"endpoint '{name}' is in the settings file: choose another name")
+        await self._require_allowed(wanted)
         async with self._ledger.changes(call) as changes:
-            key = (call.principal.tenant, name)
             if await changes.transaction.get(Endpoint, key) is not None:
                 raise AlreadyExists(f"endpoint '{name}' is there already")
             endpoint = Endpoint(
@@ -97,10 +89,10 @@ class Endpoints:
         before = _found(await self._store.get(Endpoint, key), name)
         require(before, if_match)
         wanted = patched(EndpointContent, before, patch)
-        after = msgspec.structs.replace(before, **_fields(wanted))
+        after = msgspec.structs.replace(before, **endpoint_fields(wanted))
         if after == before:
             return before
-        await self._require_allowed(after.url, after.protocol)
+        await self._require_allowed(wanted)
         async with self._ledger.changes(call) as changes:
             require(
                 _found(await changes.transaction.get(Endpoint, key), name),
@@ -117,8 +109,10 @@ class Endpoints:
             require(endpoint, if_match)
             await changes.delete(endpoint, "endpoint.delete")
 
-    async def _require_allowed(self, url: str, protocol: Protocol) -> None:
-        location = locate(url, protocol)
+    async def _require_allowed(self, content: EndpointContent) -> None:
+        location = located(content)
+        if location is None:
+            return
         if location.address is not None:
             require_allowed([location.address], self._allowed)
             return
@@ -137,17 +131,3 @@ def _found(endpoint: Endpoint | None, name: str) -> Endpoint:
     if endpoint is None:
         raise NotFound(f"endpoint '{name[:128]}' is not registered")
     return endpoint
-
-
-def _fields(content: EndpointContent) -> dict[str, Any]:
-    for index, model in enumerate(content.models):
-        if not is_name(model):
-            raise InvalidField(f"/models/{index}", f"a model's name must be {RULE}")
-    return {
-        "url": content.url,
-        "protocol": content.protocol,
-        "models": each_once(content.models),
-        "weight": content.weight,
-        "labels": dict(content.labels),
-        "enabled": content.enabled,
-    }

@@ -16,10 +16,13 @@ from headrace.registry.refusals import InvalidField
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
 
+#: What URLs begin with, and the ports that go without saying. This process itself has no URL.
 SCHEMES: Final[dict[Protocol, dict[str, int]]] = {
     "oip-rest": {"http": 80, "https": 443},
     "oip-grpc": {"grpc": 80, "grpcs": 443},
 }
+_SECURE: Final = frozenset({"https", "grpcs"})
+_WIRE: Final = "/v2"
 _MAX_URL: Final = 2048
 _HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?",
@@ -38,15 +41,19 @@ class Location(msgspec.Struct, frozen=True):
     host: str
     port: int
     address: Address | None
+    path: str = ""  # what stands before /v2, without a slash at its end
+    secure: bool = False  # whether its scheme has TLS
 
 
 def locate(url: str, protocol: Protocol) -> Location:
-    """Take an endpoint's URL apart.
+    """Take the URL apart of an endpoint that is not this process itself.
 
     Raises:
         InvalidField: it is not of a form that an endpoint may have; the message says which.
     """
     schemes = SCHEMES[protocol]
+    if not url:
+        raise _no_url(f"an endpoint of {protocol} needs one")
     if len(url) > _MAX_URL or _UNPRINTABLE.search(url):
         raise _no_url(f"expected at most {_MAX_URL} printable ASCII characters without backslashes")
     try:
@@ -69,16 +76,38 @@ def locate(url: str, protocol: Protocol) -> Location:
     address = _literal(host, bracketed=bracketed)
     if address is None and _HOST_NAME.fullmatch(host) is None:
         raise _no_url("its host is neither a name nor an address")
-    return Location(host, port or schemes[parts.scheme], address)
+    return Location(
+        host,
+        port or schemes[parts.scheme],
+        address,
+        _path(parts.path, protocol),
+        parts.scheme in _SECURE,
+    )
+
+
+def _path(path: str, protocol: Protocol) -> str:
+    path = path.rstrip("/")
+    if path and protocol == "oip-grpc":
+        raise _no_url("it has a path; the methods of gRPC are called without one")
+    if path == _WIRE:
+        raise _no_url(f"its path is what stands before {_WIRE}: leave that out")
+    return path
 
 
 def require_allowed(addresses: Iterable[Address], allowed: Sequence[Network]) -> None:
     """Raise InvalidField unless every address lies in a network that is allowed."""
     for address in addresses:
-        plain = unmapped(address)
-        if not any(plain in network for network in allowed):
+        if not is_allowed(address, allowed):
             networks = ", ".join(map(str, allowed)) or "none"
-            raise _no_url(f"{plain} lies in no network that endpoints may be in ({networks})")
+            raise _no_url(
+                f"{unmapped(address)} lies in no network that endpoints may be in ({networks})"
+            )
+
+
+def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
+    """Whether an address lies in a network that is allowed; a mapped one, by what it stands for."""
+    plain = unmapped(address)
+    return any(plain in network for network in allowed)
 
 
 def unmapped(address: Address) -> Address:

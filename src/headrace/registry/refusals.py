@@ -20,6 +20,14 @@ class InvalidField(InvalidRequest):
         self.details = {"errors": [{"pointer": f"#{pointer}", "detail": message}]}
 
 
+class Dangling(Conflict):
+    """One field of what was sent names what is not there; `pointer` is its JSON pointer."""
+
+    def __init__(self, pointer: str, message: str) -> None:
+        super().__init__(f"{pointer.removeprefix('/').replace('/', '.')}: {message}")
+        self.details = {"errors": [{"pointer": f"#{pointer}", "detail": message}]}
+
+
 class Needed(Conflict):
     """Something else refers to it. `by` are paths below /api/v1: "routes/checkout"."""
 

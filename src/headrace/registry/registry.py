@@ -12,6 +12,7 @@ from headrace.ports.registry_store import Now, Reader, RegistryStore
 from headrace.registry.aliases import Aliases
 from headrace.registry.audit import Audit
 from headrace.registry.changes import Invalidate, Ledger, Obey, at_leisure, nobody
+from headrace.registry.configured import NOTHING_CONFIGURED, Configured
 from headrace.registry.endpoints import Endpoints
 from headrace.registry.garbage import Garbage, Holds
 from headrace.registry.health import Health, Ping, health
@@ -23,6 +24,7 @@ from headrace.registry.promotion import Promotions
 from headrace.registry.resolving import Resolve, resolve
 from headrace.registry.routes import Routes
 from headrace.registry.statistics import Live, Statistics, nothing
+from headrace.registry.targets import Known, nothing_else
 from headrace.registry.versions import Versions
 
 
@@ -36,7 +38,8 @@ class Registry:
 
     `reader` answers reads by name and id (a cache, or the store itself); `invalidate` is told what
     to forget after each change, and `obey` waited for before a writer is answered. Endpoints may
-    only be in the networks `allowed`.
+    only be in the networks `allowed`. Routes may name models that `known` says are served, besides
+    the registry's and those of endpoints. `configured` is what the settings file has.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Registry:
         clock: Callable[[], float] = time.monotonic,
         new_id: NewId = new_id,
         resolve: Resolve = resolve,
+        known: Known = nothing_else,
+        configured: Configured = NOTHING_CONFIGURED,
     ) -> None:
         self._store = store
         self._ping_cache = ping_cache
@@ -77,9 +82,22 @@ class Registry:
             store=store, ledger=ledger, artifacts=artifacts, inspector=inspector
         )
         self.endpoints = Endpoints(
-            store=store, reader=reader, ledger=ledger, allowed=allowed, resolve=resolve
+            store=store,
+            reader=reader,
+            ledger=ledger,
+            allowed=allowed,
+            resolve=resolve,
+            reserved=[endpoint.key for endpoint in configured.endpoints],
         )
-        self.routes = Routes(store=store, reader=reader, ledger=ledger)
+        self.routes = Routes(
+            store=store,
+            reader=reader,
+            ledger=ledger,
+            known=known,
+            endpoints=configured.endpoints,
+            routes=configured.routes,
+        )
+        self.configured = configured
         self.keys = Keys(store=store, reader=reader, ledger=ledger, new_id=new_id)
         self.audit = Audit(store=store)
         self.idempotency = idempotency

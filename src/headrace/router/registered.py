@@ -1,4 +1,4 @@
-"""Sends requests for what the registry knows to the version that its routes and aliases name.
+"""Runs requests for what the registry knows on the version that its aliases name, in this process.
 
 A change of the registry is in effect with the next request, with one exception: where it points
 to a version that this process has yet to load, the one before answers until that is done, so that
@@ -8,16 +8,16 @@ moving an alias makes nobody wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
 from headrace.domain.calls import Call
 from headrace.domain.catalog import Key
-from headrace.domain.errors import HeadraceError, InvalidRequest
+from headrace.domain.errors import HeadraceError, InvalidRequest, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
-from headrace.ports.catalogue import Catalogue, Name
+from headrace.ports.catalogue import Catalogue
 from headrace.ports.endpoint import Endpoint
-from headrace.router.resolution import Choice, draw, resolve
+from headrace.router.resolution import resolve
 from headrace.router.settings import RouterSettings
 from headrace.router.usage import UsageRecorder
 
@@ -51,10 +51,7 @@ def internal_name(tenant: str, model: str) -> str:
 
 
 class RegisteredModels:
-    """An InferenceService: registered models go to `endpoint`, all others to `others`.
-
-    `chance` answers numbers from 0 to below 1.
-    """
+    """The port `LocalModels`: registered models go to `endpoint`, all others to `others`."""
 
     def __init__(
         self,
@@ -65,7 +62,6 @@ class RegisteredModels:
         settings: RouterSettings,
         usage: UsageRecorder,
         clock: Callable[[], float],
-        chance: Callable[[], float],
     ) -> None:
         self._catalogue = catalogue
         self._endpoint = endpoint
@@ -73,81 +69,81 @@ class RegisteredModels:
         self._default_alias = settings.default_alias
         self._usage = usage
         self._clock = clock
-        self._chance = chance
-        self._resolved: dict[_Asked, tuple[Choice, ...]] = {}
-        self._settled: dict[_Asked, Choice] = {}  # what answered last, where one version does
+        self._resolved: dict[_Asked, str] = {}  # "" where others have the model
+        self._settled: dict[_Asked, str] = {}  # the version that answered last
         catalogue.on_change(self._heard)
 
     def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
         """Send the request on. Raises what the version raises, see `resolve` too."""
         asked = (call.principal.tenant, request.model, request.version)
-        choices = self._choices(asked)
-        if choices is None:
+        version = self._resolved.get(asked) or self._version(asked)
+        if not version:
             return self._others.infer(request, call)
-        chosen = self._pick(asked, choices)
-        obstacle = self._endpoint.obstacle(internal_name(asked[0], chosen.model), chosen.version)
+        version = self._pick(asked, version)
+        obstacle = self._endpoint.obstacle(internal_name(asked[0], asked[1]), version)
         if obstacle is not None:  # known before: nobody waits to hear of it
             raise obstacle
-        return self._infer(request, call, chosen)
+        return self._infer(request, call, version)
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
-        """What stands in the way of a request now; None: it would be tried."""
+        """See LocalModels.obstacle."""
         try:
-            choices = self._choices((tenant, model, version))
+            found = self._version((tenant, model, version))
         except HeadraceError as error:
             return error
-        if choices is None:
+        if not found:
             return self._others.obstacle(model, version)
-        found = [
-            self._endpoint.obstacle(internal_name(tenant, c.model), c.version) for c in choices
-        ]
-        return None if None in found else found[0]
+        return self._endpoint.obstacle(internal_name(tenant, model), found)
 
-    def choice(self, tenant: str, model: str, version: str) -> Choice | None:
-        """The version that a request would most likely get; None where others have the model.
+    def is_warm(self, tenant: str, model: str, version: str) -> bool:
+        """See LocalModels.is_warm."""
+        try:
+            found = self._version((tenant, model, version))
+        except HeadraceError:
+            return False
+        if not found:
+            return self._others.obstacle(model, version) is None
+        name = internal_name(tenant, model)
+        if self._endpoint.has(name, found):
+            return self._endpoint.obstacle(name, found) is None
+        self._endpoint.prepare(name, found)
+        return False
+
+    def knows(self, tenant: str, model: str) -> bool:
+        """See LocalModels.knows."""
+        entry = self._catalogue.entry((tenant, model))
+        if entry is not None and entry.versions:
+            return True
+        return not isinstance(self._others.obstacle(model, ""), UnknownModel)
+
+    def version(self, tenant: str, model: str, version: str) -> str:
+        """The version that a request gets; "" where others have the model.
 
         Raises:
             UnknownModel, ModelNotReady: see `resolve`.
         """
-        choices = self._choices((tenant, model, version))
-        return None if choices is None else max(choices, key=lambda choice: choice.weight)
+        return self._version((tenant, model, version))
 
-    async def preload(self, count: int) -> None:
-        """Make ready what is named on purpose: names with a route or the default alias, by name.
-
-        Waits for them, and for none that fails.
-        """
-        named = [name for name in sorted(self._catalogue.names()) if self._is_named(name)]
-        asked = [(tenant, name, "") for tenant, name in named[:count]]
-        wanted = {
-            (internal_name(each[0], choice.model), choice.version)
-            for each in asked
-            for choice in self._known(each)
-        }
-        loads = (self._endpoint.loaded(*each) for each in sorted(wanted))
+    async def preload(self, wanted: Iterable[tuple[str, str, str]]) -> None:
+        """Make ready what tenants, models and versions name; wait for none that fails."""
+        known = {asked: version for asked in wanted if (version := self._known(asked))}
+        names = {(internal_name(*asked[:2]), version) for asked, version in known.items()}
+        loads = (self._endpoint.loaded(*each) for each in sorted(names))
         await asyncio.gather(*loads, return_exceptions=True)
-        for each in asked:
-            choices = self._known(each)
-            if len(choices) == 1:
-                self._settle(each, choices[0])
+        for asked, version in known.items():
+            self._settle(asked, version)
 
-    def _is_named(self, name: Name) -> bool:
-        entry = self._catalogue.entry(name)
-        return entry is not None and (
-            entry.route is not None or self._default_alias in entry.aliases
-        )
-
-    def _known(self, asked: _Asked) -> tuple[Choice, ...]:
+    def _known(self, asked: _Asked) -> str:
         try:
-            return self._choices(asked) or ()
+            return self._version(asked)
         except HeadraceError:
-            return ()
+            return ""
 
-    async def _infer(self, request: InferRequest, call: Call, choice: Choice) -> InferResponse:
-        tenant = call.principal.tenant
+    async def _infer(self, request: InferRequest, call: Call, version: str) -> InferResponse:
+        tenant, model = call.principal.tenant, request.model
         begun, failed = self._clock(), True
         inner = InferRequest(
-            internal_name(tenant, choice.model), choice.version, request.payload, request.decoded
+            internal_name(tenant, model), version, request.payload, request.decoded
         )
         try:
             response = await self._endpoint.infer(inner, call)
@@ -156,47 +152,52 @@ class RegisteredModels:
             failed = False  # the caller's, and no word about the version
             raise
         finally:
-            key: Key = (tenant, choice.model, choice.version)
+            key: Key = (tenant, model, version)
             self._usage.record(key, self._clock() - begun, failed=failed)
         request.decoded = inner.decoded  # whoever encodes the answer needs it again
-        response.model = request.model
+        response.model = model
         return response
 
-    def _choices(self, asked: _Asked) -> tuple[Choice, ...] | None:
-        choices = self._resolved.get(asked)
-        if choices is None:
-            look = self._catalogue.entry
-            choices = resolve(look, *asked, default_alias=self._default_alias)
-            if choices is not None:
-                if len(self._resolved) >= _KEPT:
-                    self._resolved.clear()
-                self._resolved[asked] = choices
-        return choices
+    def _version(self, asked: _Asked) -> str:
+        version = self._resolved.get(asked)
+        if version is None:
+            tenant, model, wanted = asked
+            entry = self._catalogue.entry((tenant, model))
+            version = ""
+            # a route alone is no model: its targets are
+            if entry is not None and (entry.versions or entry.route is None):
+                version = resolve(entry, model, wanted, default_alias=self._default_alias)
+            if len(self._resolved) >= _KEPT:
+                self._resolved.clear()
+            self._resolved[asked] = version
+        return version
 
-    def _pick(self, asked: _Asked, choices: tuple[Choice, ...]) -> Choice:
-        chosen = choices[0] if len(choices) == 1 else draw(choices, self._chance())
-        tenant, endpoint = asked[0], self._endpoint
-        if endpoint.has(internal_name(tenant, chosen.model), chosen.version):
-            if len(choices) == 1 and self._settled.get(asked) != chosen:
-                self._settle(asked, chosen)
-            return chosen
-        endpoint.prepare(internal_name(tenant, chosen.model), chosen.version)
+    def _pick(self, asked: _Asked, version: str) -> str:
+        """The version, or the one before where it is yet to be loaded."""
+        tenant, model, _ = asked
+        name, endpoint = internal_name(tenant, model), self._endpoint
+        if endpoint.has(name, version):
+            if self._settled.get(asked) != version:
+                self._settle(asked, version)
+            return version
+        endpoint.prepare(name, version)
         before = self._settled.get(asked)
-        ready = [c for c in (*choices, before) if c is not None and self._can_stand_in(tenant, c)]
-        return ready[0] if ready else chosen
+        return (
+            before if before is not None and self._can_stand_in(tenant, model, before) else version
+        )
 
-    def _settle(self, asked: _Asked, chosen: Choice) -> None:
+    def _settle(self, asked: _Asked, version: str) -> None:
         if len(self._settled) >= _KEPT:
             self._settled.clear()
-        self._settled[asked] = chosen
+        self._settled[asked] = version
 
-    def _can_stand_in(self, tenant: str, choice: Choice) -> bool:
+    def _can_stand_in(self, tenant: str, model: str, version: str) -> bool:
         """Whether the version is loaded, and has not been taken out of service."""
-        entry = self._catalogue.entry((tenant, choice.model))
+        entry = self._catalogue.entry((tenant, model))
         return (
             entry is not None
-            and choice.version in entry.versions
-            and self._endpoint.has(internal_name(tenant, choice.model), choice.version)
+            and version in entry.versions
+            and self._endpoint.has(internal_name(tenant, model), version)
         )
 
     def _heard(self, changed: frozenset[tuple[str, Key]]) -> None:
@@ -207,8 +208,8 @@ class RegisteredModels:
                 tenant, model, version = key
                 self._endpoint.recheck(internal_name(tenant, model), version)
         for asked in list(self._settled):
-            choices = self._known(asked)
-            if not choices:
+            found = self._known(asked)
+            if found:
+                self._endpoint.prepare(internal_name(*asked[:2]), found)
+            else:
                 del self._settled[asked]
-            for choice in choices:
-                self._endpoint.prepare(internal_name(asked[0], choice.model), choice.version)

@@ -1,48 +1,391 @@
-"""The router: sends a request to an endpoint that has the model and is ready for it."""
+"""Where a request goes: by a route, to endpoints, or to what runs in this process.
+
+Under a name that a tenant asks for, the first of these answers: its route, its endpoints that list
+the model, its registered model, the settings' endpoints that list it, the folder's model, and
+endpoints that list none and so serve anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from itertools import chain
+from typing import Any, Final
 
-from headrace.domain.calls import Call
-from headrace.domain.errors import HeadraceError, UnknownModel
+import msgspec
+
+from headrace.domain.calls import Call, known_name
+from headrace.domain.catalog import Key, Route, RoutePolicy, Target
+from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
-from headrace.ports.endpoint import Endpoint
+from headrace.ports.catalogue import Catalogue, Entry, Name
+from headrace.resilience.backoff import RetrySettings
+from headrace.router.attempts import Attempts, Plan
+from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.fleet import EVERYBODY, Fleet
+from headrace.router.local import LocalModels
+from headrace.router.pool import Pool
+from headrace.router.resolution import resolve_elsewhere
+from headrace.router.settings import HedgingSettings, RouterSettings
+from headrace.router.shadowing import Answered, Shadowing
+from headrace.router.splitting import Preference, Split, choose, shadows_of
+
+_KEPT: Final = 4096
+_RETRY_AFTER_S: Final = 1.0
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """How a target is reached."""
+
+    target: Target
+    pool: Pool | None  # None: in this process
+    version: str  # what is asked for there
+
+
+class _Routed:
+    """A route as requests find it."""
+
+    def __init__(self, route: Route, ways: dict[int, _Way], plan: Plan) -> None:
+        self.route = route
+        self.split = Split(route)
+        self.ways = ways  # by the identity of a target, which has no hash
+        #: Where requests that no rule matches may end up; not where only copies go.
+        self.asked = [
+            ways[id(target)]
+            for target in (*(each for each in route.targets if each.weight > 0), *route.fallbacks)
+        ]
+        self.plan = plan
+        self.timeout_s = route.policy.timeout_s
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """What stands under one name of one tenant."""
+
+    entry: Entry | None
+    route: _Routed | None
+    pool: Pool | None  # None: in this process
+    otherwise: bool  # the pool is for what this process does not have
 
 
 class Router:
-    """An InferenceService over endpoints, asked in their order."""
+    """An InferenceService over routes, the endpoints of `fleet`, and `local` models."""
 
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        if not endpoints:
-            msg = "a router needs an endpoint"
-            raise ValueError(msg)
-        self._endpoints = tuple(endpoints)
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        local: LocalModels,
+        fleet: Fleet,
+        attempts: Attempts,
+        shadowing: Shadowing,
+        settings: RouterSettings,
+        retries: RetrySettings,
+        hedging: HedgingSettings,
+        metrics: EndpointMetrics,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._catalogue = catalogue
+        self._local = local
+        self._fleet = fleet
+        self._attempts = attempts
+        self._shadowing = shadowing
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._chance = chance
+        self._usual = Plan(
+            retries.max_attempts,
+            settings.try_timeout_s or math.inf,
+            hedging.percentile,
+            settings.hash_header.lower().encode(),
+        )
+        self._places: dict[Name, _Place] = {}
+        self._answered: dict[Name, tuple[Target, str]] = {}  # by route: what was warm last
+        catalogue.on_change(self._heard)
+        fleet.on_change(self._places.clear)
 
-    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        """Pass the request to the first ready endpoint.
+    def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
+        """Send the request where it belongs.
 
         Raises:
-            UnknownModel: no endpoint has the model.
-            ModelNotReady: some have it, and none is ready.
+            UnknownModel, ModelNotReady, InvalidRequest: nothing can be asked; see `choose` too.
+            NoReadyEndpoint, EndpointBusy, EndpointFailed, DeadlineExceeded: see `Attempts.infer`.
         """
-        picked = self._pick(request.model, request.version)
-        if isinstance(picked, HeadraceError):
-            raise picked
-        return await picked.infer(request, call)
+        name = (call.principal.tenant, request.model)
+        place = self._places.get(name) or self._look_up(name)
+        if place.route is not None and not request.version:
+            return self._by_route(place.route, request, call)
+        pool = place.pool
+        if pool is None or (place.otherwise and self._local.knows(*name)):
+            return self._local.infer(request, call)
+        version = self._version(place, request.version)
+        if version == request.version:
+            return self._attempts.infer(pool, self._usual, request, call)
+        return self._by_pool(pool, version, request, call)
 
-    def obstacle(self, model: str, version: str) -> HeadraceError | None:
-        """What stands in the way of a request for the model; None: it would be tried now."""
-        picked = self._pick(model, version)
-        return picked if isinstance(picked, HeadraceError) else None
+    def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
+        """What stands in the way of a request now; None: it would be tried."""
+        place = self._places.get((tenant, model)) or self._look_up((tenant, model))
+        if place.route is not None and not version:
+            found = [self._in_the_way(tenant, way) for way in place.route.asked]
+            return None if None in found else _telling(place.route.route, found)
+        if place.pool is None or (place.otherwise and self._local.knows(tenant, model)):
+            return self._local.obstacle(tenant, model, version)
+        return place.pool.obstacle(self._clock())
 
-    def _pick(self, model: str, version: str) -> Endpoint | HeadraceError:
-        obstacle: HeadraceError | None = None
-        for endpoint in self._endpoints:
-            here = endpoint.obstacle(model, version)
-            if here is None:
-                return endpoint
-            if obstacle is None or isinstance(obstacle, UnknownModel):
-                obstacle = here  # "not ready" says more than "unknown"
-        assert obstacle is not None  # noqa: S101 - there is at least one endpoint
-        return obstacle
+    def local_target(self, tenant: str, model: str, version: str) -> tuple[str, str] | None:
+        """The model and the version, or alias, of this process that a request most likely gets.
+
+        None where endpoints answer it.
+        """
+        place = self._places.get((tenant, model)) or self._look_up((tenant, model))
+        if place.route is not None and not version:
+            here = [way for way in place.route.asked if way.pool is None]
+            if not here:
+                return None
+            ways = [way for way in here if self._in_the_way(tenant, way) is None] or here
+            target = max(ways, key=lambda way: way.target.weight).target
+            return target.model, target.version
+        if place.pool is None or (place.otherwise and self._local.knows(tenant, model)):
+            return model, version
+        return None
+
+    def named(self) -> Iterator[tuple[str, str, str]]:
+        """Tenants, models and versions that routes and default aliases point to on purpose."""
+        for tenant, name in sorted(self._catalogue.names()):
+            entry = self._catalogue.entry((tenant, name))
+            if entry is None:
+                continue
+            if entry.route is not None:
+                yield from ((tenant, t.model, t.version) for t in entry.route.targets)
+            if self._settings.default_alias in entry.aliases:
+                yield (tenant, name, "")
+
+    # --- by a route ------------------------------------------------------------------------------
+
+    async def _by_route(self, routed: _Routed, request: InferRequest, call: Call) -> InferResponse:
+        route, principal = routed.route, call.principal
+        preference = choose(
+            routed.split,
+            headers=call.headers,
+            tenant=principal.tenant,
+            principal=known_name(principal),
+            chance=self._chance,
+        )
+        way = self._pick(routed, preference, principal.tenant)
+        call = _narrowed(call, routed.timeout_s, self._clock())
+        begun, outcome = self._clock(), "cancelled"
+        try:
+            response = await self._along(way, routed.plan, request, call)
+            outcome = "ok"
+        except HeadraceError as error:
+            outcome = error.code
+            raise
+        finally:
+            seconds = self._clock() - begun
+            self._metrics.routed(principal.tenant, route.name, way.target.label, outcome, seconds)
+        response.model = request.model
+        response.target = way.target.label
+        if route.shadows and (shadows := shadows_of(route, self._chance)):
+            self._shadowing.copy(
+                Answered(
+                    route.name,
+                    request,
+                    call,
+                    response.reply or response.outputs,
+                    lambda target, copy, later: self._along(
+                        routed.ways[id(target)], routed.plan, copy, later
+                    ),
+                ),
+                shadows,
+            )
+        return response
+
+    def _pick(self, routed: _Routed, preference: Preference, tenant: str) -> _Way:
+        """The first target that can answer, or else fallback. Raises ModelNotReady."""
+        ways = [routed.ways[id(target)] for target in preference.targets]
+        if preference.forced or (len(ways) == 1 and not preference.fallbacks):
+            first = ways[0]
+            if preference.forced or first.pool is not None:
+                return first  # what stands in the way there is what there is to say
+        for way in ways:
+            if self._is_ready(tenant, way):
+                self._remember(routed, tenant, way)
+                return way
+        before = self._before(routed, tenant)
+        if before is not None:
+            return before
+        for target in preference.fallbacks:
+            way = routed.ways[id(target)]
+            if self._is_ready(tenant, way):
+                self._metrics.fell_back(tenant, routed.route.name)
+                return way
+        for way in ways:  # one that has to be loaded, or that a panic asks all the same
+            if self._could_answer(tenant, way):
+                return way
+        raise _telling(routed.route, [self._in_the_way(tenant, way) for way in ways])
+
+    def _is_ready(self, tenant: str, way: _Way) -> bool:
+        if way.pool is not None:
+            return way.pool.is_ready(self._clock())
+        return self._local.is_warm(tenant, way.target.model, way.target.version)
+
+    def _could_answer(self, tenant: str, way: _Way) -> bool:
+        if way.pool is not None:
+            return bool(way.pool.lanes)
+        return self._local.obstacle(tenant, way.target.model, way.target.version) is None
+
+    def _remember(self, routed: _Routed, tenant: str, way: _Way) -> None:
+        """Keep what answered: should the route change to what is yet to be loaded, it stands in."""
+        if way.pool is None:
+            if len(self._answered) >= _KEPT:
+                self._answered.clear()
+            self._answered[tenant, routed.route.name] = (way.target, way.version)
+
+    def _before(self, routed: _Routed, tenant: str) -> _Way | None:
+        """What answered before the route changed, while its targets here are being loaded."""
+        found = self._answered.get((tenant, routed.route.name))
+        if found is None or all(way.pool is not None for way in routed.ways.values()):
+            return None
+        target, version = found
+        if not self._local.is_warm(tenant, target.model, target.version):
+            return None
+        return _Way(target, None, version)
+
+    def _along(
+        self, way: _Way, plan: Plan, request: InferRequest, call: Call
+    ) -> Coroutine[Any, Any, InferResponse]:
+        target = way.target
+        inner = InferRequest(target.model, way.version, request.payload, request.decoded)
+        if way.pool is None:
+            return self._locally(inner, request, call)
+        return self._attempts.infer(way.pool, plan, inner, call)
+
+    async def _locally(
+        self, inner: InferRequest, request: InferRequest, call: Call
+    ) -> InferResponse:
+        response = await self._local.infer(inner, call)
+        request.decoded = inner.decoded  # whoever encodes the answer needs it again
+        return response
+
+    def _in_the_way(self, tenant: str, way: _Way) -> HeadraceError | None:
+        if way.pool is not None:
+            return way.pool.obstacle(self._clock())
+        return self._local.obstacle(tenant, way.target.model, way.target.version)
+
+    # --- by endpoints ----------------------------------------------------------------------------
+
+    async def _by_pool(
+        self, pool: Pool, version: str, request: InferRequest, call: Call
+    ) -> InferResponse:
+        inner = InferRequest(request.model, version, request.payload, request.decoded)
+        response = await self._attempts.infer(pool, self._usual, inner, call)
+        request.decoded = inner.decoded
+        return response
+
+    def _version(self, place: _Place, version: str) -> str:
+        if place.entry is None:
+            return version
+        return resolve_elsewhere(place.entry, version, default_alias=self._settings.default_alias)
+
+    # --- what stands where -----------------------------------------------------------------------
+
+    def _look_up(self, name: Name) -> _Place:
+        tenant, model = name
+        entry = self._catalogue.entry(name)
+        route = None
+        if entry is not None and entry.route is not None:
+            route = self._routed(tenant, entry.route)
+        pool, otherwise = self._pool(tenant, model, self._settings.balancer)
+        place = _Place(entry, route, pool, otherwise)
+        if len(self._places) >= _KEPT:
+            self._places.clear()
+        self._places[name] = place
+        return place
+
+    def _routed(self, tenant: str, route: Route) -> _Routed:
+        policy = route.policy
+        everything = chain(
+            route.targets,
+            *(rule.targets for rule in route.rules),
+            route.fallbacks,
+            (shadow.target for shadow in route.shadows),
+        )
+        ways = {id(target): self._way(tenant, target, policy) for target in everything}
+        return _Routed(route, ways, _plan(policy, self._usual))
+
+    def _way(self, tenant: str, target: Target, policy: RoutePolicy) -> _Way:
+        balanced = policy.balancer or self._settings.balancer
+        labels = frozenset(target.endpoints.items())
+        if labels:
+            own = self._fleet.serves(tenant, target.model, labels, catch_all=True)
+            pool: Pool | None = self._fleet.pool(
+                tenant if own else EVERYBODY, target.model, labels,
+                balanced=balanced, catch_all=True,
+            )  # fmt: skip
+        else:
+            pool, otherwise = self._pool(tenant, target.model, balanced)
+            if otherwise and self._local.knows(tenant, target.model):
+                pool = None
+        if pool is None:
+            return _Way(target, None, target.version)
+        version = resolve_elsewhere(
+            self._catalogue.entry((tenant, target.model)),
+            target.version,
+            default_alias=self._settings.default_alias,
+        )
+        return _Way(target, pool, version)
+
+    def _pool(self, tenant: str, model: str, balanced: Any) -> tuple[Pool | None, bool]:
+        """Endpoints for a model, and whether only where this process does not have it."""
+        fleet, entry = self._fleet, self._catalogue.entry((tenant, model))
+        if fleet.is_empty:
+            return None, False
+        if fleet.serves(tenant, model, catch_all=False):
+            return fleet.pool(tenant, model, balanced=balanced, catch_all=False), False
+        if entry is not None and entry.versions:
+            return None, False
+        if fleet.serves(EVERYBODY, model, catch_all=False):
+            return fleet.pool(EVERYBODY, model, balanced=balanced, catch_all=False), False
+        for scope in (tenant, EVERYBODY):
+            if fleet.serves(scope, model, catch_all=True):
+                return fleet.pool(scope, model, balanced=balanced, catch_all=True), True
+        return None, False
+
+    def _heard(self, changed: frozenset[tuple[str, Key]]) -> None:
+        del changed
+        self._places.clear()
+
+
+def _plan(policy: RoutePolicy, usual: Plan) -> Plan:
+    def chosen(own: Any, otherwise: Any) -> Any:
+        return otherwise if own is None else own
+
+    header = None if policy.hash_header is None else policy.hash_header.encode()
+    return Plan(
+        chosen(policy.max_attempts, usual.max_attempts),
+        chosen(policy.try_timeout_s, usual.try_timeout_s),
+        chosen(policy.hedge_percentile, usual.hedge_percentile),
+        chosen(header, usual.hash_header),
+    )
+
+
+def _narrowed(call: Call, timeout_s: float | None, now: float) -> Call:
+    if timeout_s is None or now + timeout_s >= call.deadline:
+        return call
+    return msgspec.structs.replace(call, deadline=now + timeout_s)
+
+
+def _telling(route: Route, obstacles: Iterable[HeadraceError | None]) -> HeadraceError:
+    """What is told of targets none of which can answer: the first that is there and cannot."""
+    for obstacle in obstacles:
+        # that a target is unknown would read as if the route were
+        if obstacle is not None and not isinstance(obstacle, UnknownModel):
+            return obstacle
+    return _not_ready(route)
+
+
+def _not_ready(route: Route) -> ModelNotReady:
+    msg = f"route '{route.name}' is not ready: none of its targets has a version that can serve"
+    return ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)

@@ -1,13 +1,42 @@
-"""How a model's versions are chosen."""
+"""How a model's versions and endpoints are chosen."""
 
 from __future__ import annotations
 
 import msgspec
 
+from headrace.domain.catalog import Balancer
+
 
 class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which version of a registered model answers."""
+    """Which version of a model answers, and which endpoint."""
 
     #: The alias whose version answers requests that name none; a model without it answers with its
     #: newest ready version.
     default_alias: str = "champion"
+    #: How one of several endpoints is picked: p2c (the better of two, by latency and requests under
+    #: way), least-request, round-robin, weighted, random, or consistent-hash. A route may differ.
+    balancer: Balancer = "p2c"
+    #: The header by which consistent-hash picks; "" is the caller.
+    hash_header: str = ""
+    #: Seconds that one attempt may take within the request's deadline; 0: all that is left.
+    try_timeout_s: float = 0.0
+    #: Requests that may be under way at one address of an endpoint that sets no limit itself.
+    max_in_flight: int = 1024
+    #: Seconds in which an address that is new, or came back, works its way up to its full share.
+    slow_start_s: float = 10.0
+    #: Where fewer than this percentage of a model's endpoints are sound, the unsound are asked too:
+    #: rather the checks are wrong than nobody answers. 0: never.
+    panic_percent: float = 50.0
+    #: Seconds between look-ups of endpoints' names.
+    dns_refresh_s: float = 5.0
+    #: Copies of requests that may be under way to shadows; one more is dropped and counted.
+    max_shadows: int = 64
+
+
+class HedgingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A second attempt elsewhere, beside one that takes long; the first answer counts."""
+
+    #: After how long: this percentile of a model's latencies, as 95. 0: never.
+    percentile: float = 0.0
+    #: Hedges as a share of requests, at most.
+    budget_ratio: float = 0.05

@@ -17,10 +17,13 @@ from headrace.adapters.sql.opening import migrate, open_store
 from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
 from headrace.domain.calls import Principal
 from headrace.domain.scopes import EVERYTHING
+from headrace.ports.endpoint_states import EndpointStates
 from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.registry_store import RegistryStore
+from headrace.registry.configured import NOTHING_CONFIGURED, Configured
 from headrace.registry.networks import Address
 from headrace.registry.registry import Registry
+from headrace.registry.targets import Known, nothing_else
 from headrace.transport.management.application import management_app
 from tests.support import postgres as postgres_support
 from tests.support.idempotency import MemoryIdempotencyStore
@@ -64,6 +67,10 @@ class Platform:
         store: RegistryStore,
         artifacts: FakeArtifacts | None = None,
         idempotency: IdempotencyStore | None = None,
+        *,
+        configured: Configured = NOTHING_CONFIGURED,
+        known: Known = nothing_else,
+        states: EndpointStates | None = None,
     ) -> None:
         self.store = store
         self.idempotency = idempotency or MemoryIdempotencyStore()
@@ -79,8 +86,10 @@ class Platform:
             resolve=resolve,
             invalidate=self._invalidate,
             idempotency=self.idempotency,
+            configured=configured,
+            known=known,
         )
-        self.app: Any = management_app(self.registry, version="1.2.3")
+        self.app: Any = management_app(self.registry, version="1.2.3", states=states)
 
     async def _invalidate(self, changes: Any) -> None:
         self.told += changes

@@ -91,3 +91,36 @@ async def test_another_protocol_needs_another_scheme(api: httpx.AsyncClient) -> 
     assert only.status_code == 400
     both = {"protocol": "oip-grpc", "url": "grpc://10.0.0.1:8001"}
     assert (await api.patch(f"{ENDPOINTS}/e", json=both, headers=ANY)).status_code == 200
+
+
+async def test_an_endpoint_of_this_process_has_no_url(api: httpx.AsyncClient) -> None:
+    sent = {"name": "self", "protocol": "in-process", "models": ["bert"], "max_in_flight": 8}
+    made = await api.post(ENDPOINTS, json=sent)
+    assert made.status_code == 201, made.text
+    assert (made.json()["url"], made.json()["max_in_flight"]) == ("", 8)
+    for patch in ({"url": "http://10.0.0.1"}, {"protocol": "oip-rest"}):
+        refused = await api.patch(f"{ENDPOINTS}/self", json=patch, headers=ANY)
+        assert refused.json()["errors"][0]["pointer"] == "#/url"
+    moved = {"protocol": "oip-rest", "url": "http://10.0.0.1"}
+    assert (await api.patch(f"{ENDPOINTS}/self", json=moved, headers=ANY)).status_code == 200
+
+
+async def test_a_tls_profile_needs_a_url_with_tls(api: httpx.AsyncClient) -> None:
+    sent = {"name": "e", "url": "http://10.0.0.1", "tls": "mesh"}
+    refused = await api.post(ENDPOINTS, json=sent)
+    assert refused.json()["errors"][0]["pointer"] == "#/tls"
+    made = await api.post(ENDPOINTS, json={**sent, "url": "https://10.0.0.1"})
+    assert made.json()["tls"] == "mesh"
+    plain = await api.patch(f"{ENDPOINTS}/e", json={"url": "http://10.0.0.1"}, headers=ANY)
+    assert plain.status_code == 400
+    both = {"url": "http://10.0.0.1", "tls": None}
+    assert (await api.patch(f"{ENDPOINTS}/e", json=both, headers=ANY)).status_code == 200
+
+
+@pytest.mark.parametrize("value", [-1, 1_000_001, 1.5])
+async def test_requests_under_way_are_counted_in_whole_numbers(
+    api: httpx.AsyncClient, value: float
+) -> None:
+    sent = {"name": "e", "url": "http://10.0.0.1", "max_in_flight": value}
+    answer = await api.post(ENDPOINTS, json=sent)
+    assert answer.json()["errors"][0]["pointer"] == "#/max_in_flight"

@@ -171,18 +171,50 @@ _BOUNDED = settings(
 )
 
 
+def _possible_endpoint(body: dict[str, Any], *, changes: bool) -> None:
+    """An endpoint's URL follows its protocol, and has TLS or not: each changes with the others."""
+    together = {"url", "protocol", "tls"}
+    if changes and not together <= body.keys():
+        for name in together & body.keys():
+            del body[name]
+        return
+    if body.get("protocol") == "in-process":
+        body |= {"url": "", "tls": ""}
+    elif body.get("protocol") == "oip-grpc":
+        body["url"] = "grpcs://10.0.0.1:8001"
+    else:
+        body["url"] = "https://10.0.0.1:8000/prefix"
+
+
+def _possible_route(body: dict[str, Any], *, changes: bool) -> None:
+    """Targets have names of their own, and a sticky header is there where it is looked at."""
+    sticky = body.get("sticky")
+    if isinstance(sticky, dict):
+        is_header = sticky.get("by") == "header"
+        if changes or is_header:
+            body["sticky"] = {"by": "header", "header": sticky.get("header") or "x-user"}
+        else:
+            sticky["header"] = ""
+    sets = [body.get("targets") or [], body.get("fallbacks") or []]
+    sets += [rule["targets"] for rule in body.get("rules") or []]
+    sets += [[shadow["target"] for shadow in body.get("shadows") or []]]
+    for number, target in enumerate(target for targets in sets for target in targets):
+        target["name"] = f"target-{number}"
+    for rule in body.get("rules") or []:
+        headers = rule["match"].get("headers", {})
+        rule["match"]["headers"] = {name.lower(): value for name, value in headers.items()}
+
+
 def possible(case: Any) -> Any:
     """`case`, less what no one can make up and the document cannot say."""
     if case.query:
         case.query.pop("cursor", None)  # it is good for one list in one order only
-    if case.method == "PATCH" and isinstance(case.body, dict):
-        # the scheme of an endpoint's URL follows its protocol: one cannot change without the other
-        given = {"url", "protocol"} & case.body.keys()
-        if len(given) == 1:
-            del case.body[given.pop()]
-    if isinstance(case.body, dict) and "url" in case.body:
-        scheme = "grpc" if case.body.get("protocol") == "oip-grpc" else "http"
-        case.body["url"] = f"{scheme}://10.0.0.1:8000/prefix"
+    if isinstance(case.body, dict):
+        changes = case.method == "PATCH"
+        if "endpoints" in case.path:
+            _possible_endpoint(case.body, changes=changes)
+        elif "routes" in case.path:
+            _possible_route(case.body, changes=changes)
     # it is good for one request only, and what is made up comes up again
     case.headers.pop(HEADER, None)
     return case

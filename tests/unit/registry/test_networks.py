@@ -39,9 +39,34 @@ def test_a_name_and_the_schemes_port_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://10.0.0.1", ""),
+        ("http://10.0.0.1/", ""),
+        ("http://10.0.0.1/serving/bert/", "/serving/bert"),
+        ("http://10.0.0.1/v2/bert", "/v2/bert"),
+    ],
+)
+def test_a_path_is_what_stands_before_the_wires_own(url: str, path: str) -> None:
+    assert locate(url, "oip-rest").path == path
+
+
+def test_a_scheme_tells_whether_there_is_tls() -> None:
+    assert [locate(f"{s}://a", "oip-rest").secure for s in ("http", "https")] == [False, True]
+    assert [locate(f"{s}://a", "oip-grpc").secure for s in ("grpc", "grpcs")] == [False, True]
+
+
+def test_a_url_of_grpc_has_no_path() -> None:
+    assert locate("grpc://10.0.0.1/", "oip-grpc").path == ""
+    with pytest.raises(InvalidRequest, match="without one"):
+        locate("grpc://10.0.0.1/prefix", "oip-grpc")
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
+        "http://10.0.0.1/v2",
         "http://",
         "http:///x",
         "//10.0.0.1",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 import pytest
@@ -11,9 +11,7 @@ from headrace.domain.catalog import (
     ApiKey,
     Artifact,
     Key,
-    Route,
     Status,
-    Target,
     Version,
 )
 from headrace.domain.catalog import (
@@ -44,8 +42,7 @@ class FakeCatalogue:
     def names(self) -> Iterable[Name]:
         return list(self.entries)
 
-    def endpoints(self, tenant: str) -> Sequence[CatalogEndpoint]:
-        del tenant
+    def every_endpoint(self) -> Iterable[CatalogEndpoint]:
         return ()
 
     def key(self, digest: str) -> ApiKey | None:
@@ -113,7 +110,6 @@ class House:
         self.endpoint = FakeEndpoint()
         self.others = Others()
         self.usage = UsageRecorder(now=lambda: AT)
-        self.share = 0.0
         self.router = RegisteredModels(
             catalogue=self.catalogue,
             endpoint=self.endpoint,
@@ -121,7 +117,6 @@ class House:
             settings=RouterSettings(),
             usage=self.usage,
             clock=lambda: 5.0,
-            chance=lambda: self.share,
         )
 
     async def ask(self, model: str, version: str = "", tenant: str = "t") -> InferResponse:
@@ -140,9 +135,9 @@ def version(number: str, status: Status = "ready", model: str = "m") -> Version:
     )  # fmt: skip
 
 
-def entry(*numbers: str, champion: str = "", route: Route | None = None) -> Entry:
+def entry(*numbers: str, champion: str = "") -> Entry:
     aliases = {"champion": champion} if champion else {}
-    return Entry(versions={n: version(n) for n in numbers}, aliases=aliases, route=route)
+    return Entry(versions={n: version(n) for n in numbers}, aliases=aliases)
 
 
 @pytest.fixture
@@ -155,12 +150,9 @@ async def test_what_the_registry_does_not_have_goes_to_the_others(house: House) 
 
 
 async def test_the_answer_bears_the_name_that_was_asked_for(house: House) -> None:
-    targets = (Target(model="m", version="1"),)
-    route = Route(tenant="t", name="r", targets=targets, created_at=AT, updated_at=AT)
     house.catalogue.put("m", entry("1"))
-    house.catalogue.put("r", Entry(route=route))
-    response = await house.ask("r")
-    assert (response.model, response.version) == ("r", "1")
+    response = await house.ask("m")
+    assert (response.model, response.version) == ("m", "1")
     assert house.endpoint.requests == [("t/m", "1")]
 
 
@@ -204,19 +196,6 @@ async def test_who_asks_for_a_version_gets_no_other(house: House) -> None:
     assert (await house.ask("m", "2")).version == "2"
 
 
-async def test_a_share_of_a_route_that_is_not_loaded_goes_to_one_that_is(house: House) -> None:
-    targets = (Target(model="m", version="1"), Target(model="m", version="2"))
-    route = Route(tenant="t", name="m", targets=targets, created_at=AT, updated_at=AT)
-    house.up("1")
-    house.catalogue.put("m", entry("1", "2", route=route))
-    house.share = 0.9
-    assert (await house.ask("m")).version == "1"
-    house.up("2")
-    assert (await house.ask("m")).version == "2"
-    house.share = 0.1
-    assert (await house.ask("m")).version == "1"
-
-
 async def test_a_model_that_is_gone_is_left_to_the_others(house: House) -> None:
     house.up("1")
     house.catalogue.put("m", entry("1"))
@@ -255,7 +234,7 @@ async def test_what_is_named_on_purpose_is_loaded_beforehand(house: House) -> No
     house.catalogue.put("b", entry("1"))
     house.catalogue.put("c", entry("broken", champion="broken"))
     house.catalogue.put("d", entry("1", champion="1"))
-    await house.router.preload(2)
+    await house.router.preload([("t", "a", ""), ("t", "c", "")])
     assert house.endpoint.up == {("t/a", "1")}
 
 

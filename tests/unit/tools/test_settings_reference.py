@@ -78,6 +78,49 @@ def test_a_row_has_the_type_the_default_and_the_comment(monkeypatch: pytest.Monk
     )
 
 
+class Inner(msgspec.Struct, frozen=True):
+    """A table within."""
+
+    #: Size.
+    size: int = 3
+    #: Unset.
+    other: int | None = None
+
+
+class Outer(msgspec.Struct, frozen=True):
+    """One of several."""
+
+    #: Several.
+    many: tuple[Inner, ...]
+    #: One.
+    one: Inner = Inner()
+
+
+def test_tables_that_somebody_names_are_shown_with_what_is_in_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = msgspec.defstruct("Root", [("things", dict[str, Outer])])
+    monkeypatch.setattr(settings_reference, "Settings", root)
+    assert page().partition("## [things.NAME]\n")[2] == (
+        "\n"
+        "One of several. Variables: `HEADRACE_THINGS__NAME__<KEY>`.\n"
+        "\n"
+        "| key | type | default | what it does |\n"
+        "| --- | --- | --- | --- |\n"
+        "| `many` | list of table | must be set | Several. |\n"
+        '| `one` | table | `{"size":3}` | One. |\n'
+        "\n"
+        "### many of [things.NAME]\n"
+        "\n"
+        "A table within.\n"
+        "\n"
+        "| key | type | default | what it does |\n"
+        "| --- | --- | --- | --- |\n"
+        "| `size` | whole number | `3` | Size. |\n"
+        "| `other` | whole number or not set | not set | Unset. |\n"
+    )
+
+
 def test_a_setting_without_a_comment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Undocumented, match=r"example\.b has no comment"):
         _page_of(monkeypatch, Undescribed)

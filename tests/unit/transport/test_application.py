@@ -26,7 +26,7 @@ from headrace.transport.application import HttpApplication
 from headrace.transport.client_address import ClientAddress
 from headrace.transport.cors import Cors, CorsSettings
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
-from tests.support.http_fakes import LIMITS, FakeTransport, Wire, get, post, settle
+from tests.support.http_fakes import LIMITS, FakeTransport, Wire, get, parts_of, post, settle
 
 HOT = "/v2/models/a/infer"
 ORIGIN = "Origin: https://a.example"
@@ -47,7 +47,7 @@ class Infer:
     async def _answer(self, request: HttpRequest) -> HttpResponse:
         if self.failure is not None:
             raise self.failure
-        return HttpResponse(200, b"x-request-id: 1\r\n", (request.body,))
+        return HttpResponse(200, b"x-request-id: 1\r\n", parts_of(request))
 
 
 class Management:

@@ -50,6 +50,7 @@ def test_what_may_be_tried_again_says_later_and_not_never(
     later = {
         409: GrpcStatus.ABORTED,  # the same request is under way
         429: GrpcStatus.RESOURCE_EXHAUSTED,
+        502: GrpcStatus.UNAVAILABLE,
         503: GrpcStatus.UNAVAILABLE,
     }
     for error in errors:

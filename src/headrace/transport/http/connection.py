@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import io
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from headrace.transport.http.messages import (
     HttpRequest,
     HttpResponse,
 )
+from headrace.transport.http.pieces import Pieces
 
 if TYPE_CHECKING:
     from headrace.transport.http.host import Host
@@ -43,7 +43,7 @@ _CLOSE: Final = b"connection: close\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system call
 _MAX_HEADERS: Final = 200
-_MAX_PIECES: Final = 1024  # of a small body, before they become one buffer
+_MAX_SMALL_PIECES: Final = 1024  # of a small body, before they are gathered as a large one is
 _SMALL_BYTES: Final = 64 * 1024  # a body that may come before its sender is known
 _LINGER_S: Final = 2.0
 _RETRY_AFTER_S: Final = 1.0
@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_active",
         "_body",
         "_body_bytes",
+        "_bytes_left",
         "_handler",
         "_head_bytes",
         "_head_read",
@@ -81,16 +82,17 @@ class Connection(asyncio.Protocol):
         "_held_bytes",
         "_input",
         "_keep_alive",
+        "_length",
         "_method",
         "_parser",
         "_peer",
         "_pending",
         "_phase",
+        "_pieces",
         "_plain_head",
         "_pumping",
         "_read_paused",
         "_repeats",
-        "_spool",
         "_target",
         "_transport",
         "_unsent",
@@ -120,9 +122,11 @@ class Connection(asyncio.Protocol):
         self._head_read = 0  # of the last reads that were all head, framing or trailers
         self._repeats = 0  # headers whose name had come before
         self._unsent = 0  # bytes that waited for the client when the deadline was set
-        self._body: list[bytes] = []
+        self._body: list[bytes | memoryview] = []
         self._body_bytes = 0
-        self._spool: io.BytesIO | None = None  # takes a body that is more than small
+        self._pieces: Pieces | None = None  # takes a body that is more than small
+        self._length = 0  # of such a body, where its head told
+        self._bytes_left = 0  # of it that goes past llhttp
         self._held_bytes = 0  # of the body in either, as the host counts them
         self._method = ""
         self._plain_head = b""  # of a request that asked for an upgrade
@@ -145,6 +149,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._phase is _DEAF:
             return
+        if self._bytes_left:
+            self._take_past_parser(data)
+            return
+        self._parse(data)
+
+    def _parse(self, data: bytes | memoryview) -> None:
         headers, body_bytes = self._headers, self._body_bytes
         try:
             self._parser.feed_data(data)
@@ -156,6 +166,8 @@ class Connection(asyncio.Protocol):
             self._bound_read(
                 len(data), went_on=headers is self._headers and body_bytes == self._body_bytes
             )
+        if self._length and self._phase is _BODY:
+            self._bytes_left = self._length - self._body_bytes
         if self._write_paused:  # what was read must not put off the end of a client that only asks
             self.deadline = self.host.now + self.host.limits.write_timeout_s
 
@@ -277,7 +289,7 @@ class Connection(asyncio.Protocol):
         if b"expect" in headers and not self._pending and self._active is None:
             self._continue()
 
-    def on_body(self, data: bytes) -> None:
+    def on_body(self, data: bytes | memoryview) -> None:
         if self._phase is not _BODY:
             return
         size_bytes = len(data)
@@ -294,15 +306,15 @@ class Connection(asyncio.Protocol):
             self._held_bytes += size_bytes
             if buffered_bytes > host.peak_bytes:  # noqa: PLR1730 - a call at every piece
                 host.peak_bytes = buffered_bytes
-            if self._spool is None:
+            if self._pieces is None:
                 self._body.append(data)
             else:
-                self._spool.write(data)
+                self._pieces.add(data)
         else:
             if self._upload_due and self._body_bytes >= self._upload_due:
                 self._upload_due = self._body_bytes + _UPLOAD_STEP_BYTES
                 self.deadline = host.now + host.limits.body_timeout_s
-            self._input.feed(data)
+            self._input.feed(bytes(data))  # which it is: past llhttp goes what handlers take
 
     def on_message_complete(self) -> None:
         if self._phase is not _BODY:
@@ -315,11 +327,15 @@ class Connection(asyncio.Protocol):
             return
         handler = self._handler
         assert handler is not None  # noqa: S101 - on_headers_complete set it or _input
-        if self._spool is None:
+        body: bytes | list[bytes | memoryview]
+        if self._pieces is None:
             body = b"".join(self._body)  # copies nothing where one read brought it all
         else:
-            body = self._spool.getvalue()  # copies nothing either
-            self._spool = None
+            body = self._pieces.parts  # whoever only passes it on needs no copy
+            if self._body_bytes <= _SMALL_BYTES:
+                body = b"".join(body)
+            self._pieces = None
+            self._length = 0
         self._body = []  # a connection that idles must not hold what it sent last
         request = HttpRequest(self._method, self._target, self._headers, body, self._peer)
         exchange = HandlerExchange(
@@ -516,6 +532,26 @@ class Connection(asyncio.Protocol):
                 self._malformed(error)
             return
 
+    def _take_past_parser(self, data: bytes) -> None:
+        """Take more of a large body whose length is known: llhttp would only copy it."""
+        left = self._bytes_left - len(data)
+        if left > 0:
+            self._bytes_left = left
+            self.on_body(data)
+            return
+        end = self._bytes_left
+        self._bytes_left = 0
+        self._parser = httptools.HttpRequestParser(self)  # the old one still waits for the body
+        if left == 0:
+            self.on_body(data)
+            self.on_message_complete()
+            return
+        view = memoryview(data)
+        self.on_body(view[:end])
+        self.on_message_complete()
+        if self._phase is not _DEAF:
+            self._parse(view[end:])
+
     def _may_send(self, size_bytes: int) -> bool:
         """Whether a body that is more than small may come; the request is refused if not.
 
@@ -528,8 +564,8 @@ class Connection(asyncio.Protocol):
         if self.host.buffered_bytes + size_bytes > self.host.limits.max_buffered_bytes:
             self._refuse_for_room()
             return False
-        # grows as the body comes: memory that was only announced is not taken
-        self._spool = io.BytesIO()
+        self._pieces = Pieces()
+        self._length = size_bytes
         return True
 
     def _is_upload(self) -> bool:
@@ -554,9 +590,9 @@ class Connection(asyncio.Protocol):
             return
         if self._head_read > self.host.limits.max_head_bytes:
             self._refuse_head()
-        if len(self._body) > _MAX_PIECES:  # small pieces cost many times what they hold
-            self._spool = io.BytesIO()
-            self._spool.writelines(self._body)
+        if len(self._body) > _MAX_SMALL_PIECES:
+            self._pieces = Pieces()
+            self._pieces.add(b"".join(self._body))
             self._body = []
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
@@ -627,7 +663,8 @@ class Connection(asyncio.Protocol):
     def _let_go(self) -> None:
         """Forget what was read of a body that no handler is to see."""
         self._body = []
-        self._spool = None
+        self._pieces = None
+        self._length = self._bytes_left = 0
         self.host.buffered_bytes -= self._held_bytes
         self._held_bytes = 0
 

@@ -20,7 +20,7 @@ class HttpRequest(msgspec.Struct, gc=False):
     method: str
     target: bytes  # as received: still escaped, with its query
     headers: dict[bytes, bytes]
-    body: bytes = b""
+    body: bytes | list[bytes | memoryview] = b""  # a large one in the parts that came
     peer: str = ""  # the address that it came from; "" where the socket has none
 
 

@@ -101,10 +101,10 @@ def entity(
     return json({**view(found), **(beside or {})}, headers={"ETag": tag, **(headers or {})})
 
 
-def created(found: Entity, path: str) -> Response:
-    """A new entity, and where it is."""
+def created(found: Entity, path: str, *, beside: Mapping[str, Any] | None = None) -> Response:
+    """A new entity, and where it is; `beside` as in `entity`."""
     headers = {"ETag": preconditions.etag(found.revision), "Location": path}
-    return json(view(found), status=HTTPStatus.CREATED, headers=headers)
+    return json({**view(found), **(beside or {})}, status=HTTPStatus.CREATED, headers=headers)
 
 
 def gone() -> Response:

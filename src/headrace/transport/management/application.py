@@ -16,9 +16,12 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from headrace.domain.errors import HeadraceError
+from headrace.ports.endpoint_states import EndpointStates
 from headrace.transport.management import (
     aliases,
     audit,
+    configured,
+    endpoint_events,
     endpoints,
     keys,
     lookups,
@@ -29,6 +32,7 @@ from headrace.transport.management import (
 )
 from headrace.transport.management.docs_page import docs_routes
 from headrace.transport.management.document import document
+from headrace.transport.management.endpoint_states import NoStates
 from headrace.transport.management.fields import SENTENCES
 from headrace.transport.management.problems import (
     InvalidFields,
@@ -41,12 +45,28 @@ from headrace.transport.management.problems import (
 from headrace.transport.management.use_cases import Registry
 from headrace.transport.unserved import unserved
 
-_NOUNS: Final = (models, versions, aliases, promotions, endpoints, routes, keys, audit, lookups)
+_NOUNS: Final = (
+    models,
+    versions,
+    aliases,
+    promotions,
+    endpoints,
+    endpoint_events,
+    routes,
+    configured,
+    keys,
+    audit,
+    lookups,
+)
 _BODY: Final = "body"
 
 
-def management_app(registry: Registry, *, version: str) -> ASGIApp:
+def management_app(
+    registry: Registry, *, version: str, states: EndpointStates | None = None
+) -> ASGIApp:
     """The application over `registry`; `version` is the platform's, for the document.
+
+    `states` is what this process knows of its endpoints; None where it sends nothing to any.
 
     Callers are told apart by `scope["headrace.principal"]`, and requests by
     `scope["headrace.request_id"]`: whoever is in front sets both.
@@ -65,6 +85,7 @@ def management_app(registry: Registry, *, version: str) -> ASGIApp:
         },
     )
     app.state.registry = registry
+    app.state.states = states or NoStates()
     found = operations()
     app.router.routes.extend(found)
     app.router.routes.extend(docs_routes(document(found, version=version)))
@@ -88,6 +109,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 def _field(found: dict[str, Any]) -> dict[str, str]:
     part, *path = found["loc"]
+    if path and path[-1] == "[key]":  # pydantic's word for a key that does not fit
+        path = path[:-1]
     detail = str(found["msg"]).removeprefix("Value error, ")
     detail = SENTENCES.get(found.get("ctx", {}).get("pattern", ""), detail)
     if part != _BODY:

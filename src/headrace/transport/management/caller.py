@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from fastapi import Depends, Request
 
 from headrace.domain.calls import Call
+from headrace.ports.endpoint_states import EndpointStates
 from headrace.transport.access import caller_of
 from headrace.transport.management.idempotent import once_of
 from headrace.transport.management.problems import request_id_of
@@ -26,5 +27,11 @@ async def _registry(request: Request) -> Registry:
     return registry
 
 
+async def _states(request: Request) -> EndpointStates:
+    states: EndpointStates = request.app.state.states
+    return states
+
+
 Caller: TypeAlias = Annotated[Call, Depends(_call)]
 Uses: TypeAlias = Annotated[Registry, Depends(_registry)]
+States: TypeAlias = Annotated[EndpointStates, Depends(_states)]

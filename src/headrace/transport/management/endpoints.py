@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from headrace.domain.catalog import Endpoint
 from headrace.domain.errors import (
     AlreadyExists,
     NotFound,
@@ -17,13 +18,16 @@ from headrace.domain.errors import (
     PreconditionRequired,
 )
 from headrace.transport.management import answers
-from headrace.transport.management.caller import Caller, Uses
+from headrace.transport.management.caller import Caller, States, Uses
+from headrace.transport.management.endpoint_states import STATE, StateView, state_of
 from headrace.transport.management.fields import (
+    WHOLE,
     Body,
     EndpointName,
     Labels,
     Line,
     Name,
+    OptionalName,
     Protocol,
     View,
     Weight,
@@ -40,23 +44,31 @@ _Url: TypeAlias = Annotated[
     str,
     Field(
         description="http, https (oip-rest), grpc or grpcs (oip-grpc), in an allowed network; "
-        "2048 characters at most.",
+        "2048 characters at most. Of oip-rest with what stands before /v2, if anything does; "
+        "empty where the protocol is in-process.",
         json_schema_extra={"format": "uri"},
     ),
 ]
 _Models: TypeAlias = Annotated[list[Name], Field(max_length=1024)]
+_InFlight: TypeAlias = Annotated[int, Field(ge=0, le=1_000_000), WHOLE]
 
 
 class NewEndpoint(Body):
     """An endpoint to register."""
 
     name: Name
-    url: _Url
+    url: _Url = ""
     protocol: Protocol = "oip-rest"
-    models: _Models = Field([], description="What it serves; empty: whatever a route sends there.")
+    models: _Models = Field([], description="What it serves; empty: whatever nothing else serves.")
     weight: Weight = 1.0
-    labels: Labels = Field({})
+    labels: Labels = Field({}, description="What targets of routes choose endpoints by.")
     enabled: bool = True
+    max_in_flight: _InFlight = Field(
+        0, description="Requests under way at each of its addresses; 0: the router's setting."
+    )
+    tls: OptionalName = Field(
+        "", description="The settings' TLS profile, of https and grpcs; empty: `default`."
+    )
 
 
 class EndpointPatch(Body):
@@ -68,10 +80,12 @@ class EndpointPatch(Body):
     weight: Weight | None = None
     labels: dict[Annotated[str, Field(min_length=1, max_length=128)], Line | None] | None = None
     enabled: bool | None = None
+    max_in_flight: _InFlight | None = None
+    tls: OptionalName | None = None
 
 
-class EndpointView(View):
-    """An address that answers inference requests."""
+class EndpointFields(View):
+    """What is said about an endpoint."""
 
     name: Name
     url: str
@@ -80,9 +94,17 @@ class EndpointView(View):
     weight: float
     labels: dict[str, str]
     enabled: bool
+    max_in_flight: int
+    tls: str
+
+
+class EndpointView(EndpointFields):
+    """An address that answers inference requests. Its state is no part of what the ETag names."""
+
     created_at: datetime
     updated_at: datetime
     revision: int
+    state: StateView | None = STATE
 
 
 class EndpointPage(View):
@@ -98,12 +120,18 @@ class EndpointPage(View):
 async def find(
     call: Caller,
     registry: Uses,
+    states: States,
+    *,
     listing: Listed,
     name: Annotated[Line | None, Query(description="In the name, in any case.")] = None,
 ) -> Response:
     """List endpoints."""
     query = listing.query(_KEY, name=name or "")
-    return listing.page(await registry.endpoints.find(call, query))
+
+    def view(endpoint: Endpoint) -> dict[str, Any]:
+        return {**answers.view(endpoint), **state_of(states, endpoint)}
+
+    return listing.page(await registry.endpoints.find(call, query), view)
 
 
 @router.post(
@@ -116,11 +144,12 @@ async def find(
         **answers.refusals(AlreadyExists, *answers.WITH_BODY),
     },
 )
-async def create(call: Caller, registry: Uses, body: NewEndpoint) -> Response:
+async def create(call: Caller, registry: Uses, states: States, body: NewEndpoint) -> Response:
     """Register an endpoint. Its address, or every address of its name, has to be allowed."""
     content = body.model_dump(exclude_unset=True, exclude={"name"})
     endpoint = await registry.endpoints.create(call, body.name, content)
-    return answers.created(endpoint, f"/api/v1/endpoints/{endpoint.name}")
+    path = f"/api/v1/endpoints/{endpoint.name}"
+    return answers.created(endpoint, path, beside=state_of(states, endpoint))
 
 
 @router.get(
@@ -134,11 +163,16 @@ async def create(call: Caller, registry: Uses, body: NewEndpoint) -> Response:
     },
 )
 async def get(
-    call: Caller, registry: Uses, endpoint: EndpointName, if_none_match: IfNoneMatch
+    call: Caller,
+    registry: Uses,
+    states: States,
+    endpoint: EndpointName,
+    if_none_match: IfNoneMatch,
 ) -> Response:
     """Read an endpoint."""
     found = await registry.endpoints.get(call, endpoint)
-    return answers.entity(found, if_none_match=if_none_match)
+    beside = state_of(states, found)
+    return answers.entity(found, if_none_match=if_none_match, beside=beside)
 
 
 @router.patch(
@@ -151,12 +185,18 @@ async def get(
     },
 )
 async def update(
-    call: Caller, registry: Uses, endpoint: EndpointName, if_match: IfMatch, body: EndpointPatch
+    call: Caller,
+    registry: Uses,
+    states: States,
+    *,
+    endpoint: EndpointName,
+    if_match: IfMatch,
+    body: EndpointPatch,
 ) -> Response:
     """Change an endpoint."""
     patch = body.model_dump(exclude_unset=True)
     changed = await registry.endpoints.update(call, endpoint, patch, if_match=if_match)
-    return answers.entity(changed)
+    return answers.entity(changed, beside=state_of(states, changed))
 
 
 @router.delete(

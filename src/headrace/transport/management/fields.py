@@ -15,6 +15,9 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9._-]{0,127}$"
 _NUMBER = r"^[1-9][0-9]{0,8}$"
 _SCOPE = r"^(infer|batch|models:read|models:write|admin|infer:[A-Za-z0-9._*?-]{1,128})$"
+_HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"
+_OPTIONAL_HEADER = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}$"
+_OPTIONAL_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127})?$"
 _NO_NUL = r"^[^\x00]*$"
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -44,6 +47,11 @@ def _flag(value: Any) -> Any:
     raise ValueError("expected true or false")
 
 
+def _whole(value: Any) -> Any:
+    """To JSON Schema 8.0 is an integer too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _digits(value: Any) -> Any:
     if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
         raise ValueError("expected a number in digits")
@@ -56,10 +64,15 @@ SENTENCES: Final = {
     _ALIAS: f"expected {RULE.replace('a letter or digit', 'a letter')}",
     _NUMBER: "expected a whole number from 1 to 999999999, as text",
     _SCOPE: f"expected {SCOPE_RULE}",
+    _HEADER: "expected a header's name: 1 to 128 letters, digits or !#$%&'*+-.^_`|~",
+    _OPTIONAL_HEADER: "expected nothing, or a header's name",
+    _OPTIONAL_NAME: f"expected nothing or {RULE}",
     _NO_NUL: "expected text without NUL characters",
 }
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
+#: "" where there is none.
+OptionalName: TypeAlias = Annotated[str, Field(pattern=_OPTIONAL_NAME)]
 AliasName: TypeAlias = Annotated[str, Field(pattern=_ALIAS)]
 Number: TypeAlias = Annotated[str, Field(pattern=_NUMBER)]
 Line: TypeAlias = Annotated[str, Field(max_length=256, pattern=_NO_NUL)]
@@ -70,6 +83,8 @@ Metadata: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = Annotated[dict[Word, Annotated[float, Field(allow_inf_nan=False)]], Field()]
 Labels: TypeAlias = Annotated[dict[Word, Line], Field(max_length=64)]
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=1e9)]
+#: Stands behind a number's bounds: before them, the document would not have them.
+WHOLE: Final = BeforeValidator(_whole)
 Scope: TypeAlias = Annotated[
     str, Field(pattern=_SCOPE, description=f"What a caller may do: {SCOPE_RULE}.")
 ]
@@ -79,7 +94,18 @@ Digest: TypeAlias = Annotated[
 Framework: TypeAlias = Literal["onnx"]
 Format: TypeAlias = Literal["onnx", "zip"]
 Status: TypeAlias = Literal["pending", "ready", "deprecated", "archived", "failed"]
-Protocol: TypeAlias = Literal["oip-rest", "oip-grpc"]
+Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "in-process"]
+Balancer: TypeAlias = Literal[
+    "p2c", "least-request", "round-robin", "weighted", "random", "consistent-hash"
+]
+_HEADERS: Final = (
+    "Kept in lower case. None that is about one connection, and neither authorization, cookie nor "
+    "x-api-key."
+)
+HeaderName: TypeAlias = Annotated[str, Field(pattern=_HEADER, description=_HEADERS)]
+OptionalHeaderName: TypeAlias = Annotated[
+    str, Field(pattern=_OPTIONAL_HEADER, description=f"{_HEADERS} Empty: none.")
+]
 #: Text in JSON, a moment here.
 Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_text)]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import Field
 from starlette.responses import Response
 
 from headrace.domain.errors import (
@@ -19,67 +17,14 @@ from headrace.domain.errors import (
 )
 from headrace.transport.management import answers
 from headrace.transport.management.caller import Caller, Uses
-from headrace.transport.management.fields import Body, Line, Name, RouteName, Text, View, Weight
+from headrace.transport.management.fields import Line, RouteName, View
 from headrace.transport.management.guards import ModelRoute
 from headrace.transport.management.listing import Listed
 from headrace.transport.management.preconditions import IfMatch, IfNoneMatch
+from headrace.transport.management.route_fields import NewRoute, RoutePatch, RouteView
 
 router: Final = APIRouter(route_class=ModelRoute, tags=["routes"], prefix="/api/v1/routes")
 _KEY: Final = 2
-#: At least one target has a weight: what is left out is 1.
-_SOME_WEIGHT: Final[dict[str, Any]] = {
-    "contains": {"type": "object", "properties": {"weight": {"exclusiveMinimum": 0}}}
-}
-
-
-class RouteTarget(Body):
-    """Where a share of a route's requests goes."""
-
-    model: Name
-    version: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127})?$")] = Field(
-        "", description="A version or an alias; empty: what the model answers with by itself."
-    )
-    weight: Weight = Field(1.0, description="Of the sum of all targets' weights.")
-
-
-_Targets: TypeAlias = Annotated[
-    list[RouteTarget],
-    Field(min_length=1, max_length=64, json_schema_extra=_SOME_WEIGHT),
-]
-
-
-class NewRoute(Body):
-    """A route to register."""
-
-    name: Name
-    targets: _Targets
-    description: Text = ""
-
-
-class RoutePatch(Body):
-    """A merge patch (RFC 7396): `targets` are replaced as a whole."""
-
-    targets: _Targets = Field([])
-    description: Text | None = None
-
-
-class TargetView(View):
-    """Where a share of a route's requests goes."""
-
-    model: str
-    version: str
-    weight: float
-
-
-class RouteView(View):
-    """A name that callers ask as if it were a model."""
-
-    name: Name
-    targets: list[TargetView]
-    description: str
-    created_at: datetime
-    updated_at: datetime
-    revision: int
 
 
 class RoutePage(View):

@@ -172,6 +172,14 @@ class Routes(Protocol):
     async def delete(self, call: Call, name: str, *, if_match: Match) -> None: ...
 
 
+class Configured(Protocol):
+    """See headrace.registry.configured."""
+
+    def endpoints_of(self, call: Call) -> Sequence[Endpoint]: ...
+
+    def routes_of(self, call: Call) -> Sequence[Route]: ...
+
+
 class Keys(Protocol):
     """See headrace.registry.keys."""
 
@@ -234,6 +242,9 @@ class Registry(Protocol):
 
     @property
     def routes(self) -> Routes: ...
+
+    @property
+    def configured(self) -> Configured: ...
 
     @property
     def keys(self) -> Keys: ...

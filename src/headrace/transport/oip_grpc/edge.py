@@ -43,6 +43,7 @@ class Exchange(msgspec.Struct):
     trace_id: str = ""
     standings: Sequence[Standing] = ()  # how the caller stands with its limits
     run_s: float | None = None  # how long a model ran; None where none was to
+    target: str = ""  # of the route, that answered
 
 
 #: Counts a request that asks for no inference, see gateway.Gateway.spend.
@@ -159,6 +160,8 @@ class Edge:
             platform_s = max(self._clock() - exchange.received - model_s, 0.0)
             timing = f"model;dur={model_s * 1e3:.3f}, platform;dur={platform_s * 1e3:.3f}"
             about.append(("server-timing", timing))
+        if exchange.target:
+            about.append(("x-headrace-target", exchange.target))
         return about
 
 

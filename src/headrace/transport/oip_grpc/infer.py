@@ -12,6 +12,7 @@ from headrace.transport.call_headers import read_background, read_trace
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
 from headrace.transport.oip_grpc.payload import GrpcPayload
+from headrace.transport.oip_grpc.reply import GrpcReply
 from headrace.transport.oip_grpc.response import encode
 from headrace.transport.oip_grpc.structure import check_structure
 
@@ -48,9 +49,15 @@ class InferRpc:
             trace=context,
             address=exchange.address,
             batch=read_background(sent.headers),
+            headers=sent.headers,
         )
-        request = InferRequest(model, version, payload=GrpcPayload(message))
+        request = InferRequest(model, version, payload=GrpcPayload(message, sent.message))
         response = await self._service.infer(request, call)
         exchange.version = response.version
         exchange.standings, exchange.run_s = response.standings, response.run_s
+        exchange.target = response.target
+        reply = response.reply
+        if isinstance(reply, GrpcReply):
+            return reply.body
+        response.unpack()
         return encode(response)

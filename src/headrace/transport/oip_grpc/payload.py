@@ -6,7 +6,7 @@ Source: open-inference-protocol `open_inference_grpc.proto`; Triton `grpc_servic
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from headrace.domain.tensors import (
     Tensor,
 )
 
-_MAX_AXES: Final = 32
+MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
 
 #: The field of InferTensorContents that holds a datatype's elements.
@@ -47,30 +47,41 @@ _NARROW: Final = {"INT8", "INT16", "UINT8", "UINT16"}  # narrower than the field
 
 
 class GrpcPayload:
-    """A parsed ModelInferRequest: its strings and numbers are read, its tensors are not."""
+    """A parsed ModelInferRequest: its strings and numbers are read, its tensors are not.
 
-    __slots__ = ("_message", "_parameters")
+    `body` is the message as it came, for an endpoint that is sent it as it is.
+    """
 
-    def __init__(self, message: Any) -> None:
-        self._message = message
+    __slots__ = ("_parameters", "body", "message")
+
+    def __init__(self, message: Any, body: bytes) -> None:
+        self.message = message
+        self.body = body
         self._parameters: Parameters | None = None
 
     def parameters(self) -> Parameters:
         """The request's own parameters."""
         parameters = self._parameters
         if parameters is None:
-            sent = self._message.parameters
-            parameters = self._parameters = _parameters("", sent) if sent else NO_PARAMETERS
+            sent = self.message.parameters
+            parameters = self._parameters = read_parameters("", sent) if sent else NO_PARAMETERS
         return parameters
 
     def rows(self) -> int | None:
         """See Payload.rows."""
-        inputs = self._message.inputs
+        inputs = self.message.inputs
         return rows_of(inputs[0].shape if inputs else [])
+
+    def refuse_shared_memory(self) -> None:
+        """Look for it where tensors are not decoded. Raises InvalidRequest, as `decode` does."""
+        for tensors in (self.message.inputs, self.message.outputs):
+            for tensor in tensors:
+                if tensor.parameters:
+                    _refuse_shared_memory(tensor.name, tensor.parameters)
 
     def decode(self) -> InferContent:
         """Decode everything. Raises InvalidRequest naming the field."""
-        message = self._message
+        message = self.message
         outputs = message.outputs
         return InferContent(
             _inputs(message.inputs, message.raw_input_contents),
@@ -95,13 +106,13 @@ def _inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[Tensor]:
         if datatype not in DATATYPES:
             msg = f"inputs[{i}].datatype: {datatype[:32]!a} is not a datatype"
             raise InvalidRequest(msg)
-        if len(shape) > _MAX_AXES or (shape and min(shape) < 0):
-            msg = f"inputs[{i}].shape: expected at most {_MAX_AXES} axes, none of them negative"
+        if len(shape) > MAX_AXES or (shape and min(shape) < 0):
+            msg = f"inputs[{i}].shape: expected at most {MAX_AXES} axes, none of them negative"
             raise InvalidRequest(msg)
         if tensor.parameters:
-            _refuse_shared_memory(name, _parameters(f"inputs[{i}].", tensor.parameters))
+            _refuse_shared_memory(name, read_parameters(f"inputs[{i}].", tensor.parameters))
         if not raw:
-            array = _from_contents(name, datatype, shape, tensor.contents)
+            array = from_contents(name, datatype, shape, tensor.contents)
         elif tensor.HasField("contents"):
             msg = f"input '{name}' has contents, which must not stand beside raw_input_contents"
             raise InvalidRequest(msg)
@@ -111,8 +122,12 @@ def _inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[Tensor]:
     return tensors
 
 
-def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> Array:
-    """Decode an input's typed contents."""
+def from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> Array:
+    """Decode the typed contents of a tensor; errors call it an input.
+
+    Raises:
+        InvalidRequest: they are not of `datatype`, or do not fit `shape`.
+    """
     field = _CONTENTS.get(datatype)
     if field is None:
         msg = f"input '{name}' is {datatype}, which has no contents; send raw_input_contents"
@@ -153,7 +168,7 @@ def _outputs(outputs: Sequence[Any]) -> list[RequestedOutput]:
     for i, output in enumerate(outputs):
         name, classes = output.name, 0
         if output.parameters:
-            parameters = _parameters(f"outputs[{i}].", output.parameters)
+            parameters = read_parameters(f"outputs[{i}].", output.parameters)
             _refuse_shared_memory(name, parameters)
             classes = parameters.get("classification", 0)
             if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
@@ -164,8 +179,12 @@ def _outputs(outputs: Sequence[Any]) -> list[RequestedOutput]:
     return wanted
 
 
-def _parameters(where: str, parameters: Any) -> dict[str, Any]:
-    """A map of InferParameter as Python values; `where` is what stands before it, with a dot."""
+def read_parameters(where: str, parameters: Any) -> dict[str, Any]:
+    """A map of InferParameter as Python values; `where` is what stands before it, with a dot.
+
+    Raises:
+        InvalidRequest: a value has none of the types that are known here.
+    """
     values = {}
     for key, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
@@ -182,7 +201,7 @@ def _bound(what: str, tensors: Sequence[Any]) -> None:
         raise InvalidRequest(msg)
 
 
-def _refuse_shared_memory(name: str, parameters: Parameters) -> None:
+def _refuse_shared_memory(name: str, parameters: Iterable[str]) -> None:
     for key in parameters:
         if key.startswith("shared_memory"):
             msg = f"'{name}': shared memory is not offered; send the data in the request"

@@ -25,14 +25,15 @@ def encode(response: InferResponse) -> bytes:
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
         data = to_binary(tensor.datatype, tensor.array)
-        parts += (_RAW_OUTPUT_CONTENTS, _varint(len(data)), data)
+        parts += (_RAW_OUTPUT_CONTENTS, varint(len(data)), data)
     for key, value in response.parameters.items():
-        _set(message.parameters[key], value)
+        set_parameter(message.parameters[key], value)
     parts[0] = message.SerializeToString()
     return b"".join(parts)
 
 
-def _set(parameter: Any, value: Any) -> None:
+def set_parameter(parameter: Any, value: Any) -> None:
+    """Put a value into an InferParameter. ValueError where no field of it holds such a value."""
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, int) and value <= _MAX_INT64:
@@ -45,7 +46,8 @@ def _set(parameter: Any, value: Any) -> None:
         parameter.string_param = str(value)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Encode a number that is not negative, as a field's length."""
     low = value
     encoded = bytearray()
     while low > 0x7F:  # noqa: PLR2004 - seven bits a byte, and one that says that more follows

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 # child processes are started while it runs, which it would comment on in the log, each time
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# it would write lines of its own form about each connection that ends; errors are told by statuses
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from headrace.domain.errors import InvalidSettings

@@ -34,10 +34,10 @@ def check_structure(message: bytes) -> None:
         return
     left = MAX_STRUCTURE_BYTES
     try:
-        for field, begin, end in _fields(message, 0, len(message)):
+        for field, begin, end in fields(message, 0, len(message)):
             left -= _FIELD_BYTES
             if field == _INPUTS:
-                for inner, inner_begin, inner_end in _fields(message, begin, end):
+                for inner, inner_begin, inner_end in fields(message, begin, end):
                     left -= _FIELD_BYTES
                     if inner != _CONTENTS:
                         left -= inner_end - inner_begin
@@ -57,7 +57,7 @@ def _refuse_overdraft(left: int) -> None:
         raise InvalidRequest(msg)
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The number of each field in data[at:end], and where its value begins and ends."""
     while at < end:
         tag, begin = _varint(data, at)

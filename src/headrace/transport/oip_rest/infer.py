@@ -7,14 +7,14 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from headrace.domain.calls import UNKNOWN, Call, Principal
 from headrace.domain.errors import HeadraceError, InvalidRequest
-from headrace.domain.inference import InferRequest
+from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.names import require_name
 from headrace.ports.authentication import Authenticate
 from headrace.ports.inference import InferenceService
@@ -29,6 +29,7 @@ from headrace.transport.limit_headers import limit_lines
 from headrace.transport.oip_rest.compression import choose, compress, decompress
 from headrace.transport.oip_rest.errors import error_response
 from headrace.transport.oip_rest.payload import RestPayload
+from headrace.transport.oip_rest.reply import RestReply
 from headrace.transport.oip_rest.response import encode
 from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.status import CLIENT_CLOSED, http_status
@@ -94,6 +95,7 @@ class InferWire:
     ) -> HttpResponse:
         received = self._clock()
         headers = http.headers
+        payload, bytes_in = _take(http)
         request_id = read_request_id(headers, self._ids)
         begun_ns = time.time_ns() if self._timelines.active else 0
         code, status, trace_id = "internal", 500, ""
@@ -109,15 +111,14 @@ class InferWire:
                 if call.trace is not None:
                     trace_id = call.trace.trace_id
             else:
-                call = Call(request_id, principal, received, address=address)
-            payload = RestPayload(http.body)
+                call = Call(request_id, principal, received, address=address, headers=headers)
             if b"inference-header-content-length" in headers:
                 payload.header_length = _header_length(headers)
             request = InferRequest(model, version, payload)
             if b"content-encoding" in headers:
                 request.unpack = partial(self._unpack, payload, headers[b"content-encoding"])
             response = await self._service.infer(request, call)
-            lines, body = encode(response, request.content)
+            lines, body = _form(response, request)
             version = response.version
             if b"accept-encoding" in headers:
                 lines, body = await self._compressed(headers[b"accept-encoding"], lines, body)
@@ -153,7 +154,7 @@ class InferWire:
                         method=http.method,
                         route=ROUTE,
                         status=status,
-                        bytes_in=len(http.body),
+                        bytes_in=bytes_in,
                         bytes_out=sum(map(len, answer.body)),
                         code="" if code == OK else code,
                         model=model,
@@ -187,30 +188,57 @@ class InferWire:
             trace=trace,
             address=address,
             batch=read_background(headers),
+            headers=headers,
         )
 
     async def _unpack(self, payload: RestPayload, coding: bytes) -> None:
         if len(payload.body) <= _HERE_BELOW_BYTES // 4:
-            payload.body = decompress(payload.body, coding, self._max_body_bytes)
+            payload.received = decompress(payload.body, coding, self._max_body_bytes)
             return
         loop = asyncio.get_running_loop()
-        payload.body = await loop.run_in_executor(
+        payload.received = await loop.run_in_executor(
             None, decompress, payload.body, coding, self._max_body_bytes
         )
 
     async def _compressed(
-        self, accepted: bytes, lines: bytes, body: list[bytes | memoryview]
-    ) -> tuple[bytes, list[bytes | memoryview]]:
+        self, accepted: bytes, lines: bytes, body: Sequence[bytes | memoryview]
+    ) -> tuple[bytes, Sequence[bytes | memoryview]]:
         size = sum(map(len, body))
         coding = choose(accepted) if size >= _COMPRESS_FROM_BYTES else None
         if coding is None:
             return lines, body
         if size <= _HERE_BELOW_BYTES:
-            packed = compress(body, coding)
+            packed = compress(list(body), coding)
         else:
             loop = asyncio.get_running_loop()
-            packed = await loop.run_in_executor(None, compress, body, coding)
+            packed = await loop.run_in_executor(None, compress, list(body), coding)
         return b"%bcontent-encoding: %b\r\nvary: accept-encoding\r\n" % (lines, coding), [packed]
+
+
+def _form(
+    response: InferResponse, request: InferRequest
+) -> tuple[bytes, Sequence[bytes | memoryview]]:
+    """The header lines and the body of an answer: an endpoint's own, where it has this form."""
+    reply = response.reply
+    body: Sequence[bytes | memoryview]
+    if type(reply) is RestReply and reply.passable:
+        lines, body = reply.lines, reply.parts
+    else:
+        response.unpack()
+        lines, body = encode(response, request.content)
+    if response.target:
+        target = response.target.encode("ascii", "replace")
+        lines = b"%bx-headrace-target: %b\r\n" % (lines, target)
+    return lines, body
+
+
+def _take(http: HttpRequest) -> tuple[RestPayload, int]:
+    """The body, and its size in bytes; of parts that will be joined nobody else is to hold any."""
+    body = http.body
+    if isinstance(body, bytes):
+        return RestPayload(body), len(body)
+    http.body = b""
+    return RestPayload(body), sum(len(part) for part in body)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -68,23 +68,33 @@ _decode_request: Final = msgspec.json.Decoder(_Request).decode
 class RestPayload(msgspec.Struct, gc=False):
     """The body as received; `header_length` is None where all of it is JSON."""
 
-    body: bytes
+    received: bytes | list[bytes | memoryview]  # a large one in the parts that came
     header_length: int | None = None
     _request: _Request | None = None  # its tensors' data is still text
 
+    @property
+    def body(self) -> bytes:
+        """The whole body, joined when first asked for."""
+        received = self.received
+        if isinstance(received, list):
+            received = self.received = b"".join(received)
+        return received
+
     def parameters(self) -> Parameters:
         """The request's own parameters; decodes nothing where the body cannot have any."""
-        text = self.body if self.header_length is None else self._json()
-        if b'"parameters"' not in text:
-            return NO_PARAMETERS
-        self._request = request = _checked(text)
+        request = self._request
+        if request is None:
+            text = self.body if self.header_length is None else self.text()
+            if b'"parameters"' not in text:
+                return NO_PARAMETERS
+            self._request = request = _checked(text)
         return request.parameters or NO_PARAMETERS
 
     def rows(self) -> int | None:
         """See Payload.rows: of raw bytes only the model knows the shape."""
         if self.header_length == 0:
             return None
-        request = self._request = self._request or _checked(self._json())
+        request = self._request = self._request or _checked(self.text())
         return rows_of(request.inputs[0].shape if request.inputs else [])
 
     def decode(self) -> InferContent:
@@ -92,7 +102,7 @@ class RestPayload(msgspec.Struct, gc=False):
         if self.header_length == 0:
             raw = np.frombuffer(self.body, dtype=np.uint8)
             return InferContent([Tensor("", RAW, raw)], binary_outputs=True)
-        text = self.body if self.header_length is None else self._json()
+        text = self.body if self.header_length is None else self.text()
         request = self._request or _checked(text)
         colons, keys = text.count(b":"), _keys(request)
         # an escaped colon counts among the values' and not in the text, so it could hide a key
@@ -112,17 +122,25 @@ class RestPayload(msgspec.Struct, gc=False):
             parameters.get("binary_data_output") is True,
         )
 
-    def _json(self) -> bytes:
-        length = self.header_length
+    def text(self) -> bytes:
+        """The JSON; copied only where binary data follows, which it is short beside.
+
+        Raises:
+            InvalidRequest: the body ends before the JSON does.
+        """
+        length, received = self.header_length, self.received
         if length is None:
             return self.body
-        if length > len(self.body):
+        if isinstance(received, list) and received and len(received[0]) >= length:
+            return bytes(received[0][:length])  # the tensors behind it stay as they came
+        body = self.body
+        if length > len(body):
             msg = (
                 f"Inference-Header-Content-Length is {length}, "
-                f"but the body has only {len(self.body)} bytes"
+                f"but the body has only {len(body)} bytes"
             )
             raise InvalidRequest(msg)
-        return self.body[:length]
+        return body[:length]
 
 
 def _checked(text: bytes) -> _Request:

@@ -15,6 +15,7 @@ from tests.support.http_fakes import (
     Wire,
     chunked,
     get,
+    parts_of,
     post,
     settle,
 )
@@ -86,7 +87,7 @@ class App:
 
 
 async def hot(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(200, b"", (request.body,))
+    return HttpResponse(200, b"", parts_of(request))
 
 
 @pytest.fixture

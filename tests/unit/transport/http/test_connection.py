@@ -28,6 +28,7 @@ from tests.support.http_fakes import (
     Wire,
     chunked,
     get,
+    parts_of,
     post,
     settle,
 )
@@ -50,7 +51,7 @@ class Model:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        return HttpResponse(200, b"", (request.body,))
+        return HttpResponse(200, b"", parts_of(request))
 
     async def release(self) -> None:
         """Let the request that is under way end."""

@@ -152,15 +152,41 @@ async def test_an_upgrade_gets_no_body_past_the_question(wire: Wire) -> None:
 
 @pytest.mark.parametrize("step", [7, 1000, len(BODY)])
 @pytest.mark.parametrize("begin", [head(len(BODY)), chunked(HOT)[:-5]])
-async def test_a_large_body_arrives_whole_and_as_bytes(wire: Wire, begin: bytes, step: int) -> None:
+async def test_a_large_body_arrives_whole_in_parts(wire: Wire, begin: bytes, step: int) -> None:
     parts = [BODY[at : at + step] for at in range(0, len(BODY), step)]
     if b"chunked" in begin:
         parts = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"]
     wire.send(begin, *parts)
 
     body = wire.application.requests[0].body
-    assert type(body) is bytes
-    assert body == BODY
+    assert isinstance(body, list), "whoever only passes it on needs no copy"
+    assert b"".join(body) == BODY
+
+
+async def test_what_follows_a_large_body_in_the_same_read_is_the_next_request(
+    wire: Wire, model: Model
+) -> None:
+    wire.send(head(len(BODY)) + BODY[:1000], BODY[1000:] + head(3) + b"abc")
+
+    await model.answer()
+
+    assert wire.statuses == [200, 200]
+    first, second = (request.body for request in wire.application.requests)
+    assert isinstance(first, list)
+    assert b"".join(first) == BODY
+    assert second == b"abc"
+
+
+async def test_a_large_body_that_ends_with_a_read_leaves_room_for_the_next_request(
+    wire: Wire, model: Model
+) -> None:
+    wire.send(head(len(BODY)), BODY[:70_000], BODY[70_000:])
+    await model.answer()
+    wire.send(head(3) + b"abc")
+    await model.answer()
+
+    assert wire.statuses == [200, 200]
+    assert wire.application.requests[1].body == b"abc"
 
 
 async def test_a_small_body_that_drips_in_arrives_whole_and_as_bytes(wire: Wire) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from headrace.transport.http.messages import HttpRequest, HttpResponse
-from tests.support.http_fakes import HOT, LIMITS, FakeApplication, Wire, post
+from tests.support.http_fakes import HOT, LIMITS, FakeApplication, Wire, parts_of, post
 
 MIB = 1024 * 1024
 ROOMY = msgspec.structs.replace(LIMITS, max_body_bytes=70 * MIB)
@@ -15,7 +15,7 @@ LARGE = post(HOT, bytes(65 * MIB))
 
 
 async def echo(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(200, b"", (request.body,))
+    return HttpResponse(200, b"", parts_of(request))
 
 
 @pytest.fixture

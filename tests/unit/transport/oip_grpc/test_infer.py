@@ -9,12 +9,13 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from headrace.domain.calls import Call, Principal, TraceContext
 from headrace.domain.errors import InvalidRequest
-from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.inference import Answered, InferRequest, InferResponse, Reply
 from headrace.domain.tensors import Tensor
 from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.oip_grpc.edge import Exchange
 from headrace.transport.oip_grpc.infer import InferRpc
 from headrace.transport.oip_grpc.messages import GrpcRequest
+from headrace.transport.oip_grpc.reply import GrpcReply
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -32,9 +33,9 @@ class Service:
 
 
 async def ask(
-    message: bytes, headers: dict[bytes, bytes] | None = None
+    message: bytes, headers: dict[bytes, bytes] | None = None, *, service: Service | None = None
 ) -> tuple[bytes, Exchange, Service]:
-    service = Service()
+    service = service or Service()
     rpc = InferRpc(service, ids=RequestIds(rng=random.Random(1)))
     exchange = Exchange(
         GrpcRequest(headers or {}, message), "mine-1", 100.0, 105.0, Principal("tester")
@@ -55,6 +56,42 @@ async def test_a_request_becomes_a_call_and_its_answer_a_message() -> None:
     read = ModelInferResponse.FromString(answer)
     assert (read.model_name, read.model_version, read.id) == ("bert", "7", "42")
     assert (exchange.model, exchange.version, exchange.trace_id) == ("bert", "7", "")
+
+
+async def test_the_headers_go_with_the_call() -> None:
+    _, _, service = await ask(request(), {b"x-canary": b"yes"})
+    assert service.asked[0][1].headers == {b"x-canary": b"yes"}
+
+
+class Passing(Service):
+    """Answers what an endpoint answered."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self._reply = reply
+
+    async def infer(self, request: InferRequest, _: Call) -> InferResponse:
+        return InferResponse(request.model, "3", [], reply=self._reply)
+
+
+async def test_an_endpoints_message_is_the_answer_as_it_is() -> None:
+    body = ModelInferResponse(model_name="other", model_version="3").SerializeToString()
+    body += b"\xd2\x3e\x01!"  # a field that only the endpoint knows
+    answer, exchange, _ = await ask(request(), service=Passing(GrpcReply(body)))
+    assert answer == body
+    assert exchange.version == "3"
+
+
+async def test_an_endpoints_answer_of_another_form_is_decoded() -> None:
+    class Foreign:
+        def decode(self) -> Answered:
+            return Answered([Tensor("y", "UINT8", np.ones(1, np.uint8))], "42", {"mine": 1})
+
+    answer, _, _ = await ask(request(), service=Passing(Foreign()))
+    read = ModelInferResponse.FromString(answer)
+    assert (read.model_name, read.model_version, read.id) == ("bert", "3", "42")
+    assert [*read.raw_output_contents] == [b"\1"]
+    assert read.parameters["mine"].int64_param == 1
 
 
 async def test_the_version_that_is_named_is_asked() -> None:

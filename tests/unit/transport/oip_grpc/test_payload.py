@@ -18,7 +18,8 @@ from headrace.transport.oip_grpc.payload import GrpcPayload
 
 def payload(request: ModelInferRequest) -> GrpcPayload:
     """What the wire makes of a message that tritonclient's classes wrote."""
-    return GrpcPayload(schema.parse(schema.ModelInferRequest, request.SerializeToString()))
+    body = request.SerializeToString()
+    return GrpcPayload(schema.parse(schema.ModelInferRequest, body), body)
 
 
 def decode(request: ModelInferRequest) -> InferContent:
@@ -178,4 +179,4 @@ def test_outputs_without_end_are_refused() -> None:
 @given(st.binary(max_size=200))
 def test_whatever_is_a_message_is_decoded_or_refused(message: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
-        GrpcPayload(schema.parse(schema.ModelInferRequest, message)).decode()
+        GrpcPayload(schema.parse(schema.ModelInferRequest, message), message).decode()

@@ -369,3 +369,13 @@ def test_refusing_keys_quotes_little_of_them() -> None:
         refuse_duplicate_keys(f'{{"{key}": 1, "{key}": 2}}'.encode())
     assert len(caught.value.message) < 600
     assert caught.value.message.isascii()
+
+
+def test_parameters_are_read_out_of_the_json_alone_and_once() -> None:
+    text = json.dumps({"inputs": [binary(16)], "parameters": {"priority": 2}}).encode()
+    whole = RestPayload(text + b'"parameters"' * 9, len(text))
+    assert whole.parameters() == {"priority": 2}
+    assert whole.parameters() is whole.parameters()
+    assert RestPayload(b'{"inputs": []}' + b'"parameters"', 14).parameters() == {}
+    long = b'{"inputs": [%b]}' % (b" " * 100_000)
+    assert RestPayload(long).text() is long

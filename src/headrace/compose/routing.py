@@ -1,0 +1,93 @@
+"""The router of one process: endpoints, routes, and the models that run here."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from headrace.compose.registry import allowed_networks
+from headrace.compose.siting import Siting
+from headrace.compose.upstreams import Upstreams
+from headrace.ports.catalogue import Catalogue
+from headrace.registry.configured import Configured, configured_endpoints, configured_routes
+from headrace.registry.registry import utc_now
+from headrace.registry.resolving import resolve
+from headrace.router.attempts import Attempts
+from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.fleet import Fleet
+from headrace.router.in_process import InProcess
+from headrace.router.local import LocalModels
+from headrace.router.router import Router
+from headrace.router.shadowing import Shadowing
+from headrace.settings import Settings
+from headrace.telemetry.metrics import Metrics
+
+
+def configured(settings: Settings) -> Configured:
+    """The endpoints and routes of the settings. Raises InvalidSettings."""
+    now = utc_now()
+    return Configured(
+        endpoints=configured_endpoints(
+            settings.endpoints, allowed=allowed_networks(settings), at=now
+        ),
+        routes=configured_routes(settings.routes, at=now),
+    )
+
+
+class Routing:
+    """All parts of the router over `catalogue`, which has what is `configured` already."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        catalogue: Catalogue,
+        configured: Configured,
+        local: LocalModels,
+        metrics: Metrics,
+    ) -> None:
+        endpoint_metrics = EndpointMetrics(metrics, clock=time.monotonic)
+        self.fleet = Fleet(
+            catalogue=catalogue,
+            shared=[endpoint.key for endpoint in configured.endpoints],
+            connect=Upstreams(
+                settings, in_process=lambda endpoint: InProcess(local, endpoint.tenant)
+            ),
+            locate=Siting(allowed=allowed_networks(settings), resolve=resolve),
+            router=settings.router,
+            breaker=settings.breaker,
+            outliers=settings.outliers,
+            health_checks=settings.health_checks,
+            retries=settings.retries,
+            hedging=settings.hedging,
+            metrics=endpoint_metrics,
+            clock=time.monotonic,
+            now=utc_now,
+            chance=random.random,
+        )
+        metrics.observe(self.fleet.observe)
+        self.router = Router(
+            catalogue=catalogue,
+            local=local,
+            fleet=self.fleet,
+            attempts=Attempts(
+                retries=settings.retries,
+                metrics=endpoint_metrics,
+                spawn=self.fleet.spawn,
+                clock=time.monotonic,
+                chance=random.random,
+            ),
+            shadowing=Shadowing(
+                most=settings.router.max_shadows,
+                timeout_s=settings.gateway.default_timeout_s,
+                metrics=endpoint_metrics,
+                spawn=self.fleet.spawn,
+                clock=time.monotonic,
+            ),
+            settings=settings.router,
+            retries=settings.retries,
+            hedging=settings.hedging,
+            metrics=endpoint_metrics,
+            clock=time.monotonic,
+            chance=random.random,
+        )

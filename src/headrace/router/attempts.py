@@ -1,0 +1,297 @@
+"""Attempts at a request: the first, retries at other endpoints, and a hedge; all within budgets.
+
+Retries happen here and nowhere else: layers that each tried again would multiply the load of an
+endpoint in trouble (gRFC A6). Nothing has been sent to the client before `infer` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from headrace.domain.calls import Call, known_name
+from headrace.domain.errors import (
+    DeadlineExceeded,
+    EndpointFailed,
+    EndpointTimeout,
+    HeadraceError,
+    UnknownModel,
+)
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.resilience.backoff import RetrySettings, backoff_s
+from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.lane import Lane
+from headrace.router.pool import Pool
+from headrace.router.verdicts import may_retry, verdict
+
+_Outcome: TypeAlias = InferResponse | Exception
+#: Begins a task that somebody keeps until it ends.
+Spawn: TypeAlias = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
+
+_EARLY_S: Final = 0.002  # timers of event loops may end so much before their time
+_AT_LEAST_S: Final = 0.001  # below it a hedge is another request rather than a second chance
+_LONGEST_WISH_S: Final = 30.0  # that an endpoint is left alone for, by its own Retry-After
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a route's requests are tried."""
+
+    max_attempts: int
+    try_timeout_s: float = math.inf
+    hedge_percentile: float = 0.0  # 0: no hedges
+    hash_header: bytes = b""  # what consistent hashing looks at; b"": the principal
+
+
+class _Work(msgspec.Struct):
+    """One request and what it may be tried with."""
+
+    pool: Pool
+    plan: Plan
+    request: InferRequest
+    call: Call
+    tried: list[Lane]  # in order, the last one last
+
+
+class Attempts:
+    """Sends requests to a pool's lanes. `clock` is that of the calls' deadlines."""
+
+    def __init__(
+        self,
+        *,
+        retries: RetrySettings,
+        metrics: EndpointMetrics,
+        spawn: Spawn,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._retries = retries
+        self._metrics = metrics
+        self._spawn = spawn
+        self._clock = clock
+        self._chance = chance
+
+    async def infer(
+        self, pool: Pool, plan: Plan, request: InferRequest, call: Call
+    ) -> InferResponse:
+        """Answer the request by one of the pool's lanes.
+
+        Raises:
+            NoReadyEndpoint, EndpointBusy: nobody was asked.
+            EndpointFailed, EndpointBusy, UnknownModel: what the last attempt ended in.
+            DeadlineExceeded: the call's deadline passed first.
+            InvalidRequest and the like: what the endpoint said of the request.
+        """
+        now = self._clock()
+        if now >= call.deadline:  # what is late already is not begun
+            raise DeadlineExceeded("the deadline passed before an endpoint was asked")
+        pool.group.retries.request(now)
+        lane = pool.pick(now, _key(plan, call))
+        work: _Work | None = None
+        try:
+            if not plan.hedge_percentile:
+                return await self._attempt(pool, plan, request, call, lane, now)
+            work = _Work(pool, plan, request, call, [lane])
+            return await self._hedged(work, lane, now)
+        except HeadraceError as failed:
+            error = failed
+        return await self._again(work or _Work(pool, plan, request, call, [lane]), error)
+
+    async def _again(self, work: _Work, error: HeadraceError) -> InferResponse:
+        """Try at others, as long as that is allowed and of use."""
+        pool, tried = work.pool, work.tried
+        while True:
+            wait_s = self._wait_s(work, error)
+            if wait_s is None:
+                raise _told(error, work.call, self._clock())
+            if wait_s > 0:
+                await self._sleep(wait_s)
+            now = self._clock()
+            try:
+                lane = pool.pick(now, _key(work.plan, work.call), tried)
+            except HeadraceError:  # what the attempt ended in says more than "none is ready"
+                if _was_sent(error):
+                    pool.group.retries.give_back(now)
+                raise _told(error, work.call, now) from None
+            tried.append(lane)
+            self._metrics.retries(pool.model).value += 1
+            try:
+                return await self._attempt(pool, work.plan, work.request, work.call, lane, now)
+            except HeadraceError as failed:
+                # who has the model and fails says more than who does not have it
+                if not isinstance(failed, UnknownModel):
+                    error = failed
+
+    def _wait_s(self, work: _Work, error: HeadraceError) -> float | None:
+        """Seconds before the next attempt; None where there is to be none."""
+        pool, tried = work.pool, work.tried
+        if len(tried) >= work.plan.max_attempts or not may_retry(error):
+            return None
+        now = self._clock()
+        elsewhere = pool.has_other(now, tried)
+        if isinstance(error, UnknownModel) and not elsewhere:
+            return None
+        # its own wish binds the endpoint that uttered it, not the others
+        asked_s = None if elsewhere else error.retry_after_s
+        wait_s = backoff_s(len(tried), self._retries, self._chance, asked_s)
+        if wait_s is None or now + wait_s >= work.call.deadline:
+            return None
+        if not elsewhere and not pool.admits(now + wait_s):  # nobody waits to hear of it
+            return None
+        if not _idempotent(work.request):
+            return None
+        # who could not be reached was not burdened: the budget is there to spare endpoints
+        if _was_sent(error) and not pool.group.retries.spend(now):
+            self._metrics.refused_retries(pool.model).value += 1
+            return None
+        return wait_s
+
+    async def _hedged(self, work: _Work, lane: Lane, now: float) -> InferResponse:
+        """One attempt, and another where the first takes longer than most do."""
+        pool, plan, request, call = work.pool, work.plan, work.request, work.call
+        group = pool.group
+        group.hedges.request(now)
+        delay_s = group.window.percentile(plan.hedge_percentile, now)
+        if delay_s is None:  # too little is known of the model to say what is long
+            return await self._attempt(pool, plan, request, call, lane, now)
+        first = self._spawn(self._outcome(work, lane))
+        running = {first}
+        try:
+            await asyncio.wait(running, timeout=max(delay_s, _AT_LEAST_S))
+            if not first.done() and (second := self._hedge_lane(work, lane)) is not None:
+                work.tried.append(second)
+                running.add(self._spawn(self._outcome(work, second)))
+            outcome: _Outcome | None = None
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    outcome = task.result()
+                    if isinstance(outcome, InferResponse):
+                        if task is not first:
+                            self._metrics.hedges_won(pool.model).value += 1
+                        return outcome
+            assert isinstance(outcome, Exception)  # noqa: S101 - the first has ended
+            raise outcome
+        finally:
+            for task in running:
+                task.cancel()
+
+    def _hedge_lane(self, work: _Work, lane: Lane) -> Lane | None:
+        """Where a hedge goes; None where there is to be none."""
+        now, pool = self._clock(), work.pool
+        if not pool.has_other(now, (lane,)) or not _idempotent(work.request):
+            return None
+        if not pool.group.hedges.spend(now):
+            self._metrics.refused_hedges(pool.model).value += 1
+            return None
+        self._metrics.hedges(pool.model).value += 1
+        return pool.pick(now, _key(work.plan, work.call), (lane,))
+
+    async def _outcome(self, work: _Work, lane: Lane) -> _Outcome:
+        """An attempt whose failure is a value: nobody may be there any more to be told."""
+        try:
+            return await self._attempt(
+                work.pool, work.plan, work.request, work.call, lane, self._clock()
+            )
+        except Exception as error:  # noqa: BLE001 - the root of a task, which hands on whatever it is
+            return error
+
+    async def _attempt(  # noqa: PLR0917 - by position: every request pays for a keyword
+        self, pool: Pool, plan: Plan, request: InferRequest, call: Call, lane: Lane, now: float
+    ) -> InferResponse:
+        member, breaker = lane.member, lane.breaker
+        wished = call.wished
+        if now + plan.try_timeout_s < call.deadline:
+            call = msgspec.structs.replace(call, deadline=now + plan.try_timeout_s)
+            wished = False
+        ticket = breaker.begin(now)
+        member.in_flight += 1
+        try:
+            response = await member.upstream.infer(request, call)
+        except HeadraceError as error:
+            member.in_flight -= 1
+            self._failed(lane, ticket, error, begun=now, wished=wished)
+            raise
+        except BaseException:  # the client's doing, and no word about the endpoint
+            member.in_flight -= 1
+            breaker.released(ticket)
+            self._metrics.count(lane, "cancelled", self._clock() - now)
+            raise
+        member.in_flight -= 1
+        ended = self._clock()
+        seconds = ended - now
+        breaker.succeeded(ticket, ended)
+        lane.tally.succeeded(seconds)
+        lane.answered(seconds, ended)
+        self._metrics.count(lane, "ok", seconds)
+        if plan.hedge_percentile:
+            pool.group.window.observe(seconds, ended)
+        return response
+
+    def _failed(
+        self, lane: Lane, ticket: int, error: HeadraceError, *, begun: float, wished: bool
+    ) -> None:
+        ended = self._clock()
+        seconds = ended - begun
+        self._metrics.count(lane, error.code, seconds)
+        judged = verdict(error, seconds=seconds, usual_s=lane.usual_s, wished=wished)
+        if judged.failed is None:
+            lane.breaker.released(ticket)
+        elif judged.failed:
+            lane.breaker.failed(ticket, ended)
+            lane.tally.failed(ended)
+            self._metrics.log_failure(lane, error)
+            if isinstance(error, EndpointTimeout):
+                lane.timed_out(seconds, ended)
+        else:
+            lane.breaker.succeeded(ticket, ended)
+            lane.tally.succeeded(seconds)
+        if error.retry_after_s is not None and judged.retry:
+            wait_s = min(error.retry_after_s, _LONGEST_WISH_S)
+            lane.not_before = max(lane.not_before, ended + wait_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait on a plain future: the data path has no task, see ADR 0003."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _end, over)
+        try:
+            await over
+        finally:
+            timer.cancel()
+
+
+def _end(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
+
+
+def _key(plan: Plan, call: Call) -> str:
+    """What consistent hashing goes by."""
+    if header := plan.hash_header:
+        return call.headers.get(header, b"").decode("latin-1")
+    return known_name(call.principal)
+
+
+def _was_sent(error: HeadraceError) -> bool:
+    return not isinstance(error, EndpointFailed) or error.sent
+
+
+def _idempotent(request: InferRequest) -> bool:
+    """Whether asking twice is as good as once: of a sequence each request changes what follows."""
+    try:
+        return not request.parameters.get("sequence_id")
+    except HeadraceError:
+        return False
+
+
+def _told(error: HeadraceError, call: Call, now: float) -> HeadraceError:
+    """The error as the client is told of it."""
+    if isinstance(error, EndpointTimeout) and now >= call.deadline - _EARLY_S:
+        late = DeadlineExceeded("the deadline passed before an endpoint answered")
+        late.__cause__ = error
+        return late
+    return error

@@ -1,0 +1,1 @@
+"""Which of several endpoints that are ready gets a request: decisions without I/O."""

@@ -1,0 +1,31 @@
+"""This process itself as an endpoint among others."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from headrace.domain.calls import Call
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.router.local import LocalModels
+
+
+class InProcess:
+    """An Upstream over the models that run here. Tenants see their own, and those of the folder."""
+
+    connections = 0
+    pending = 0
+
+    def __init__(self, models: LocalModels, tenant: str) -> None:
+        self._models = models
+        self._tenant = tenant
+
+    def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
+        return self._models.infer(request, call)
+
+    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
+        del deadline  # the answer is known
+        return not model or self._models.obstacle(self._tenant, model, version) is None
+
+    async def close(self) -> None:
+        """Nothing is held."""

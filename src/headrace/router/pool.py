@@ -1,0 +1,133 @@
+"""The endpoints among which a model's requests are shared, and which of them gets the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from headrace.domain.catalog import Endpoint
+from headrace.domain.errors import EndpointBusy, HeadraceError, NoReadyEndpoint
+from headrace.resilience.budget import Budget
+from headrace.resilience.latency_window import LatencyWindow
+from headrace.resilience.outliers import Outliers
+from headrace.router.balancing.balancer import Balancer
+from headrace.router.lane import Lane
+from headrace.router.member import Member
+from headrace.telemetry.metrics import Counter
+
+_RETRY_AFTER_S: Final = 1.0
+_WHOLE: Final = 100.0
+
+
+class Group:
+    """A model at all the addresses that serve it: peers, whose attempts share one budget."""
+
+    def __init__(self, model: str, *, outliers: Outliers, retries: Budget, hedges: Budget) -> None:
+        self.model = model
+        self.outliers = outliers
+        self.retries = retries
+        self.hedges = hedges
+        self.window = LatencyWindow()
+        self.lanes: dict[Member, Lane] = {}
+
+
+class Pool:
+    """Those lanes of a group whose endpoints are `wanted`."""
+
+    def __init__(
+        self,
+        group: Group,
+        wanted: Callable[[Endpoint], bool],
+        balancer: Balancer,
+        *,
+        panic_percent: float,
+        panics: Counter,
+    ) -> None:
+        self.group = group
+        self.model = group.model
+        self._wanted = wanted
+        self._balancer = balancer
+        self._panic_percent = panic_percent
+        self._panics = panics
+        self._lanes: Sequence[Lane] = ()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what the group has now."""
+        wanted = self._wanted
+        self._lanes = [lane for member, lane in self.group.lanes.items() if wanted(member.endpoint)]
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """All of them, ready or not."""
+        return self._lanes
+
+    def obstacle(self, now: float) -> HeadraceError | None:
+        """What stands in the way of an attempt that is likely to succeed; None: nothing."""
+        return None if self.is_ready(now) else self._refusal(now)
+
+    def is_ready(self, now: float) -> bool:
+        """Whether there is a lane that an attempt is likely to succeed at."""
+        for lane in self._lanes:  # noqa: SIM110 - a generator costs as much as the question
+            if lane.ready(now):
+                return True
+        return False
+
+    def admits(self, now: float) -> bool:
+        """Whether an attempt could be made at all, or will be able to be, if `now` is to come."""
+        return any(lane.admits(now) for lane in self._lanes)
+
+    def pick(self, now: float, key: str = "", tried: Sequence[Lane] = ()) -> Lane:
+        """The lane of the next attempt: one not tried before, or not last, where one is ready.
+
+        Where too few are sound, the checks rather than the endpoints are doubted (panic).
+
+        Raises:
+            NoReadyEndpoint: none may be asked; `retry_after_s` says when one may.
+            EndpointBusy: only their limits of requests stand in the way.
+        """
+        lanes = self._lanes
+        if len(lanes) == 1:
+            lane = lanes[0]
+            if lane.ready(now) or (not lane.sound and lane.admits(now) and self._panic(1)):
+                return lane
+            raise self._refusal(now)
+        ready = [lane for lane in lanes if lane.ready(now)]
+        if len(ready) < len(lanes):
+            unsound = sum(not lane.sound for lane in lanes)
+            if unsound and self._panic(unsound):
+                ready = [lane for lane in lanes if lane.admits(now)]
+        if tried and len(ready) > 1:
+            last = tried[-1]
+            ready = [lane for lane in ready if lane not in tried] or [
+                lane for lane in ready if lane is not last
+            ]
+        if not ready:
+            raise self._refusal(now)
+        return self._balancer.pick(ready, now, key)
+
+    def has_other(self, now: float, tried: Collection[Lane]) -> bool:
+        """Whether an attempt could go to a lane that was not tried."""
+        return any(lane not in tried and lane.ready(now) for lane in self._lanes)
+
+    def _panic(self, unsound: int) -> bool:
+        """Whether unsound lanes are to be asked as well."""
+        count = len(self._lanes)
+        if (count - unsound) * _WHOLE >= self._panic_percent * count:
+            return False
+        self._panics.value += 1
+        return True
+
+    def _refusal(self, now: float) -> HeadraceError:
+        lanes, model = self._lanes, self.model
+        if not lanes:
+            msg = f"model '{model}' has no endpoint that could be reached"
+            return NoReadyEndpoint(msg, retry_after_s=_RETRY_AFTER_S)
+        full = [lane.member.in_flight >= lane.member.max_in_flight for lane in lanes]
+        if all(full):
+            msg = f"model '{model}': its endpoints have as many requests under way as they take"
+            return EndpointBusy(msg, retry_after_s=_RETRY_AFTER_S)
+        waits = [wait_s for lane in lanes if (wait_s := lane.admits_in_s(now))]
+        wait_s = min(waits, default=_RETRY_AFTER_S)
+        msg = f"model '{model}' has no ready endpoint among {len(lanes)}"
+        return NoReadyEndpoint(msg, retry_after_s=wait_s)

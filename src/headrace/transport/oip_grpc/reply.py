@@ -1,0 +1,106 @@
+"""The message of an endpoint's answer, its tensors decoded when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from headrace.domain.binary import from_binary
+from headrace.domain.datatypes import DATATYPES
+from headrace.domain.errors import EndpointFailed, InvalidRequest
+from headrace.domain.inference import Answered
+from headrace.domain.tensors import NO_PARAMETERS, Tensor
+from headrace.transport.oip_grpc import schema
+from headrace.transport.oip_grpc.payload import MAX_AXES, from_contents, read_parameters
+from headrace.transport.oip_grpc.structure import check_structure, fields
+
+_RAW_OUTPUT_CONTENTS: Final = 6  # of ModelInferResponse
+_MAX_FIELDS: Final = 4096  # of an answer: outputs, their contents and parameters
+
+
+class GrpcReply:
+    """A ModelInferResponse as it came. All but its raw contents is parsed, and so known to be one.
+
+    Raises EndpointFailed when made of anything else.
+    """
+
+    __slots__ = ("_message", "_raw", "body")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        try:
+            head, self._raw = _split(body)
+            # the fields that it looks at have the same numbers in a request
+            check_structure(head)
+            self._message = schema.parse(schema.ModelInferResponse, head)
+        except InvalidRequest as error:
+            raise no_answer(error.message) from error
+        if self._raw and len(self._raw) != len(self._message.outputs):
+            counts = f"{len(self._message.outputs)} outputs, {len(self._raw)} raw_output_contents"
+            raise no_answer(counts)
+
+    @property
+    def version(self) -> str:
+        """The version that answered, "" where the endpoint does not tell."""
+        version: str = self._message.model_version
+        return version
+
+    def decode(self) -> Answered:
+        """Decode everything; tensors may be views of the body."""
+        message = self._message
+        try:
+            parameters = read_parameters("", message.parameters) if message.parameters else None
+            outputs = _outputs(message.outputs, self._raw)
+        except InvalidRequest as error:
+            raise no_answer(error.message) from error
+        return Answered(outputs, message.id, parameters or NO_PARAMETERS)
+
+
+def no_answer(reason: str) -> EndpointFailed:
+    """The error of an answer that is none; `reason` is for the log."""
+    error = EndpointFailed("the endpoint's answer is not a well-formed one")
+    error.reason = reason
+    return error
+
+
+def _split(body: bytes) -> tuple[bytes, list[memoryview]]:
+    """An answer without its raw contents, and these; nothing large is copied.
+
+    Raises:
+        InvalidRequest: it is malformed, or has more fields than any honest answer.
+    """
+    whole = memoryview(body)
+    parts, raw = [], []
+    at = 0
+    try:
+        for count, (field, begin, end) in enumerate(fields(body, 0, len(body))):
+            if count >= _MAX_FIELDS:
+                msg = f"the message has more than {_MAX_FIELDS} fields"
+                raise InvalidRequest(msg)
+            if field == _RAW_OUTPUT_CONTENTS:
+                raw.append(whole[begin:end])
+            else:
+                parts.append(whole[at:end])
+            at = end
+    except IndexError:
+        msg = "the message ends within a field"
+        raise InvalidRequest(msg) from None
+    return b"".join(parts), raw
+
+
+def _outputs(outputs: Sequence[Any], raw: Sequence[memoryview]) -> list[Tensor]:
+    tensors = []
+    for i, output in enumerate(outputs):
+        name, datatype, shape = output.name, output.datatype, list(output.shape)
+        if datatype not in DATATYPES:
+            msg = f"outputs[{i}].datatype: {datatype[:32]!a} is not a datatype"
+            raise InvalidRequest(msg)
+        if len(shape) > MAX_AXES or (shape and min(shape) < 0):
+            msg = f"outputs[{i}].shape: expected at most {MAX_AXES} axes, none of them negative"
+            raise InvalidRequest(msg)
+        if raw:
+            array = from_binary(name, datatype, shape, raw[i])
+        else:
+            array = from_contents(name, datatype, shape, output.contents)
+        tensors.append(Tensor(name, datatype, array))
+    return tensors

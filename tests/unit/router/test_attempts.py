@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from headrace.domain.calls import Call
+from headrace.domain.errors import (
+    DeadlineExceeded,
+    EndpointFailed,
+    EndpointTimeout,
+    InvalidRequest,
+    NoReadyEndpoint,
+    UnknownModel,
+)
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.tensors import InferContent
+from headrace.resilience.backoff import RetrySettings
+from headrace.router.settings import HedgingSettings, RouterSettings
+from tests.support.router_fakes import FakeUpstream, RouterHouse, endpoint, failed, turns
+from tests.support.waiting import until
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[RouterHouse]:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0), endpoint(1))
+        yield house
+
+
+def upstreams(house: RouterHouse) -> list[FakeUpstream]:
+    return list(house.upstreams.values())
+
+
+def asked(house: RouterHouse) -> list[int]:
+    return [len(upstream.asked) for upstream in upstreams(house)]
+
+
+def fail_first(house: RouterHouse, error: EndpointFailed | UnknownModel) -> None:
+    """Make the first attempt end in `error`, wherever it goes."""
+    first: list[EndpointFailed | UnknownModel | None] = [error]
+
+    async def infer(upstream: FakeUpstream, request: InferRequest, call: Call) -> InferResponse:
+        upstream.asked.append((request, call))
+        outcome = first.pop() if first else None
+        if outcome is not None:
+            raise outcome
+        return InferResponse(request.model, upstream.name, [])
+
+    for upstream in upstreams(house):
+        upstream.infer = infer.__get__(upstream)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("error", [failed(), UnknownModel("not here"), failed(60.0)])
+async def test_a_retried_attempt_goes_to_another_endpoint(
+    house: RouterHouse, error: EndpointFailed | UnknownModel
+) -> None:
+    fail_first(house, error)
+    await house.ask()
+    assert asked(house) == [1, 1]
+    assert house.counted("headrace_endpoint_retries_total") == {("m",): 1}
+
+
+async def test_attempts_stay_within_the_budget_in_a_storm(house: RouterHouse) -> None:
+    for upstream in upstreams(house):
+        upstream.always = failed()
+    requests = 4000
+    for _ in range(requests):
+        house.clock.now += 0.002
+        for lane in house.lanes:  # as if breakers were no help
+            lane.breaker.closed = True
+            lane.tally.ejected = False
+        with pytest.raises(EndpointFailed):
+            await house.ask()
+    assert requests < sum(asked(house)) <= 1.2 * requests + 3
+    counted = house.counted("headrace_endpoint_attempts_total")
+    assert sum(counted.values()) == sum(asked(house))
+
+
+async def test_three_retries_are_allowed_however_few_requests_there_are() -> None:
+    async with RouterHouse(retries=RetrySettings(max_attempts=9, base_s=0, max_s=0)) as house:
+        await house.put(endpoint(0), endpoint(1))
+        for upstream in upstreams(house):
+            upstream.always = failed()
+        with pytest.raises(EndpointFailed):
+            await house.ask()
+        assert sum(asked(house)) == 4
+        assert house.counted("headrace_endpoint_retries_refused_total") == {("m",): 1}
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("odd"), InvalidRequest("shape")])
+async def test_the_clients_own_error_is_not_retried_and_shows_that_the_endpoint_is_well(
+    house: RouterHouse, error: InvalidRequest
+) -> None:
+    for upstream in upstreams(house):
+        upstream.always = error
+    for _ in range(20):
+        with pytest.raises(InvalidRequest):
+            await house.ask()
+    assert sum(asked(house)) == 20
+    assert {lane.breaker.phase for lane in house.lanes} == {"closed"}
+
+
+async def test_a_request_of_a_sequence_is_not_retried(house: RouterHouse) -> None:
+    for upstream in upstreams(house):
+        upstream.always = failed()
+    content = InferContent([], parameters={"sequence_id": 5})
+    with pytest.raises(EndpointFailed):
+        await house.router.infer(InferRequest("m", decoded=content), Call("id"))
+    assert sum(asked(house)) == 1
+
+
+async def test_what_is_late_already_is_not_begun(house: RouterHouse) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await house.ask(tenant_call=Call("id", deadline=house.clock.now))
+    assert asked(house) == [0, 0]
+
+
+async def test_nobody_is_asked_again_after_the_deadline(house: RouterHouse) -> None:
+    for upstream in upstreams(house):
+        upstream.always, upstream.takes_s = EndpointTimeout("nothing"), 1.0
+    with pytest.raises(DeadlineExceeded) as caught:
+        await house.ask(tenant_call=Call("id", deadline=house.clock.now + 1))
+    assert not isinstance(caught.value, EndpointTimeout), "it is the client's deadline that passed"
+    assert sum(asked(house)) == 1
+
+
+async def test_what_the_only_endpoint_asks_for_is_waited_for_unless_it_is_too_much() -> None:
+    async with RouterHouse(retries=RetrySettings(base_s=0, max_s=0)) as house:
+        await house.put(endpoint(0))
+        (only,) = upstreams(house)
+        only.script = [failed(60.0)]
+        with pytest.raises(EndpointFailed):
+            await house.ask()
+        with pytest.raises(NoReadyEndpoint) as caught:
+            await house.ask()
+        assert caught.value.retry_after_s == pytest.approx(30.0)
+        assert len(only.asked) == 1
+
+
+async def test_each_try_has_its_own_time_within_the_deadline() -> None:
+    async with RouterHouse(router=RouterSettings(slow_start_s=0, try_timeout_s=2)) as house:
+        await house.put(endpoint(0))
+        (only,) = upstreams(house)
+        begun = house.clock.now
+        await house.ask(tenant_call=Call("id", deadline=begun + 10))
+        await house.ask(tenant_call=Call("id", deadline=begun + 1))
+        assert [call.deadline for _, call in only.asked] == [begun + 2, begun + 1]
+
+
+async def test_a_deadline_that_is_too_short_opens_no_breaker(house: RouterHouse) -> None:
+    for upstream in upstreams(house):
+        upstream.always, upstream.takes_s = EndpointTimeout("nothing"), 0.1
+    for _ in range(50):
+        deadline = house.clock.now + 0.1
+        with pytest.raises(DeadlineExceeded):
+            await house.ask(tenant_call=Call("id", deadline=deadline, wished=True))
+    assert [lane.breaker.opened for lane in house.lanes] == [0, 0]
+
+
+async def test_an_endpoint_that_hangs_opens_its_breaker() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0))
+        (only,) = upstreams(house)
+        only.takes_s = 0.01
+        await house.ask()
+        only.always, only.takes_s = EndpointTimeout("nothing"), 1.0
+        for _ in range(5):
+            deadline = house.clock.now + 1.0
+            with pytest.raises(DeadlineExceeded):
+                await house.ask(tenant_call=Call("id", deadline=deadline, wished=True))
+        assert house.lanes[0].breaker.phase == "open", "its own timeouts are not what is usual"
+
+
+async def test_a_client_that_goes_away_frees_the_permit_and_gives_the_probe_back() -> None:
+    async with RouterHouse(retries=RetrySettings(max_attempts=1)) as house:
+        await house.put(endpoint(0))
+        (only,) = upstreams(house)
+        only.script = [failed()] * 5
+        for _ in range(5):
+            with pytest.raises(EndpointFailed):
+                await house.ask()
+        house.clock.now += 2.0
+        only.script = [asyncio.get_running_loop().create_future()]
+        probe = asyncio.create_task(house.ask())
+        await turns()
+        lane = house.lanes[0]
+        assert (lane.breaker.phase, lane.in_flight) == ("half-open", 1)
+        with pytest.raises(NoReadyEndpoint):
+            await house.ask()
+        probe.cancel()
+        await asyncio.wait([probe])
+        assert (only.cancelled, lane.in_flight) == (1, 0)
+        await house.ask()
+        assert lane.breaker.phase == "closed"
+
+
+async def _hedging(house: RouterHouse) -> list[FakeUpstream]:
+    await house.put(endpoint(0), endpoint(1))
+    for _ in range(200):
+        await house.ask()
+    found = upstreams(house)
+    for upstream in found:
+        upstream.asked.clear()
+        upstream.script = [asyncio.get_running_loop().create_future()]
+    return found
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_of_a_request_and_its_hedge_the_loser_is_cancelled(gone: bool) -> None:  # noqa: FBT001
+    async with RouterHouse(hedging=HedgingSettings(percentile=95)) as house:
+        first, second = await _hedging(house)
+        held = [upstream.script[0] for upstream in (first, second)]
+        request = asyncio.create_task(house.ask())
+        await until(lambda: asked(house) == [1, 1])
+        if gone:
+            request.cancel()
+        else:
+            assert isinstance(held[1], asyncio.Future)
+            held[1].set_result(None)
+        await asyncio.wait([request])
+        await turns()
+        assert (first.cancelled, second.cancelled) == (1, int(gone))
+        assert [lane.in_flight for lane in house.lanes] == [0, 0]
+
+
+async def test_nobody_is_asked_twice_by_default(house: RouterHouse) -> None:
+    found = await _hedging(house)
+    request = asyncio.create_task(house.ask())
+    await turns(50)
+    assert sum(asked(house)) == 1
+    for upstream in found:
+        for held in upstream.script:
+            assert isinstance(held, asyncio.Future)
+    request.cancel()
+    await asyncio.wait([request])
+
+
+async def test_an_endpoint_that_was_not_reached_costs_the_budget_nothing(
+    house: RouterHouse,
+) -> None:
+    dead = upstreams(house)[0]
+    dead.always = failed()
+    dead.always.sent = False
+    for _ in range(20):
+        house.clock.now += 0.001
+        for lane in house.lanes:  # as if its breaker were no help
+            lane.breaker.closed = True
+            lane.tally.ejected = False
+        await house.ask()
+    assert house.counted("headrace_endpoint_retries_refused_total") == {}

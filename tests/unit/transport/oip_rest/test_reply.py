@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from headrace.domain.errors import EndpointFailed
+from headrace.transport.oip_rest.reply import read
+
+
+def output(**changes: Any) -> dict[str, Any]:
+    whole = {"name": "y", "datatype": "FP32", "shape": [2], "data": [1, 2], **changes}
+    return {key: value for key, value in whole.items() if value is not ...}
+
+
+def document(*outputs: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"model_name": "m", "outputs": outputs, **more}).encode()
+
+
+def binary(size: int) -> dict[str, Any]:
+    return output(data=..., parameters={"binary_data_size": size, "other": "x"})
+
+
+def length(text: bytes) -> dict[bytes, bytes]:
+    return {b"inference-header-content-length": b"%d" % len(text)}
+
+
+def test_a_reply_is_passed_on_as_it_came() -> None:
+    text = document(output(), model_version="3")
+    reply = read({b"content-type": b"text/strange"}, [text])
+    assert (reply.lines, list(reply.parts)) == (b"content-type: application/json\r\n", [text])
+    assert reply.version == "3"
+
+
+def test_a_reply_with_binary_tensors_is_passed_on_with_the_length_of_its_json() -> None:
+    text, parts = document(output(), binary(8), model_version="3"), [b"\0\0\x80?", b"\0\0\0@"]
+    reply = read(length(text), [text, *parts])
+    assert list(reply.parts) == [text, *parts]
+    assert b"inference-header-content-length: %d\r\n" % len(text) in reply.lines
+    split = read(length(text), [text[:9], text[9:] + parts[0], parts[1]])
+    assert reply.version == split.version == "3"
+    assert b"".join(split.parts) == b"".join(reply.parts)
+    assert [tensor.array.tolist() for tensor in split.decode().outputs] == [[1.0, 2.0]] * 2
+
+
+def test_a_reply_says_what_stands_in_it() -> None:
+    text = document(output(), output(name="t", datatype="BYTES", data=["a", "b"]), id="42")
+    answered = read({}, [text[:20], text[20:]]).decode()
+    assert [tensor.name for tensor in answered.outputs] == ["y", "t"]
+    assert answered.outputs[1].array.tolist() == [b"a", b"b"]
+    assert (answered.id, answered.parameters) == ("42", {})
+
+
+def test_null_among_numbers_is_no_number() -> None:
+    text = document(output(shape=[2, 1], data=[[None], [1.5]]))
+    array = read({}, [text]).decode().outputs[0].array
+    assert math.isnan(array[0, 0])
+    assert array[1, 0] == 1.5
+    for wrong in (["null", 1], [None, "1"], [[None], 1]):
+        with pytest.raises(EndpointFailed):
+            read({}, [document(output(data=wrong))]).decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "parts"),
+    [
+        ({}, []),
+        ({}, [b"<html>ok</html>"]),
+        ({}, [b'{"error": "no"}']),
+        ({}, [document(output())[:-1]]),
+        ({}, [b"[" * 60_000]),
+        ({}, [document(output(name=1))]),
+        ({}, [document(output(shape=[-1]))]),
+        ({}, [document(output(data=...))]),
+        ({}, [document(binary(8))]),
+        ({}, [b"<html>" + b" " * 70_000]),
+        ({}, [b'{"outputs": [' + b"1," * 70_000]),
+        ({b"content-type": b"text/html"}, [b"{" + b" " * 70_000 + b"}"]),
+        (length(b"x" * 999), [document(output())]),
+        ({b"inference-header-content-length": b"-1"}, [document(output())]),
+        ({b"inference-header-content-length": b"0"}, [document(output())]),
+        ({b"inference-header-content-length": b"9" * 5000}, [document(output())]),
+        (length(document(binary(8))), [document(binary(8)), b"1234567"]),
+        (length(document(binary(8))), [document(binary(8)), b"123456789"]),
+        (length(b" " * 70_000), [b" " * 70_000, b"1"]),
+    ],
+)
+def test_garbage_is_no_reply(headers: dict[bytes, bytes], parts: list[bytes]) -> None:
+    with pytest.raises(EndpointFailed, match="not well-formed") as caught:
+        read(headers, parts)
+    assert caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        output(data=[1]),
+        output(data=["a", "b"]),
+        output(datatype="FP99"),
+        output(datatype="FP16"),
+        output(parameters={"binary_data_size": 0}, shape=[1]),
+        output(shape=[2, 0, 2**62]),
+    ],
+)
+def test_what_a_look_does_not_see_is_found_when_decoded(wrong: dict[str, Any]) -> None:
+    reply = read({}, [document(wrong)])
+    with pytest.raises(EndpointFailed):
+        reply.decode()
+
+
+def test_a_long_reply_is_taken_by_its_ends() -> None:
+    text = document(output(shape=[30_000], data=[1.5] * 30_000))
+    for parts in ([text], [text[:50_000], text[50_000:], b"\n"]):
+        reply = read({b"content-type": b"application/json"}, parts)
+        assert reply.parts is parts
+        assert reply.decode().outputs[0].array.shape == (30_000,)
