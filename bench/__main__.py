@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-import shlex
-import signal
-import sys
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from bench import cores, machine
+from bench import page
 from bench.campaign import Campaign, Lengths
-from bench.failure import BenchFailure
-from bench.report import NOTES, Report
+from bench.cores import Cores
+from bench.report import COMMAND, NOTES, TITLE, Report
+from bench.results import Results
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, SCENARIOS, compute_name, plan
+from bench.session import Say, measured
 from bench.workload import MODELS
 
 _QUICK = Lengths(rounds=1, seconds=0.3)
 _USUAL = Lengths(rounds=3, seconds=2.0)
-_WIDTH = 120
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,46 +55,16 @@ def main(
         raise click.UsageError(f"nothing has {only!r} in its name; there are:\n" + "\n".join(names))
     usual = _QUICK if quick else _USUAL
     lengths = Lengths(rounds=repeat or usual.rounds, seconds=seconds or usual.seconds)
-    # servers are stopped on the way out also where this process is asked to end
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-    began = datetime.now(UTC)
-    load_before = machine.load_average()
-    pair = cores.choose()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder,
-            cores.on(pair.load),  # this process polls, and is not to disturb what it measures
-        ):
-            campaign = Campaign(
-                chosen, lengths, cores=pair, folder=Path(folder),
-                say=lambda line: click.echo(line, err=True),
-            )  # fmt: skip
-            results = campaign.run()
-    except BenchFailure as failure:
-        raise click.ClickException(str(failure)) from failure
-    facts = [
-        ("command", f"`{shlex.join(['python', '-m', 'bench', *sys.argv[1:]])}`"),
-        ("date", f"{began:%Y-%m-%d %H:%M} UTC"),
-        ("rounds", f"{lengths.rounds} of {lengths.seconds:g} s for each figure"),
-        ("cores", str(pair)),
-        ("load average", f"{load_before} before, {machine.load_average()} after"),
-        *machine.describe(),
-    ]
+    def measure(cores: Cores, folder: Path, say: Say) -> Results:
+        return Campaign(chosen, lengths, cores=cores, folder=folder, say=say).run()
+
+    rounds = f"{lengths.rounds} of {lengths.seconds:g} s for each figure"
+    results, facts = measured("bench", measure, [("rounds", rounds)])
     report = Report(results, chosen, facts)
-    _print(report)
+    page.show(report, NOTES[0])
     if report_file is not None:
-        report_file.write_text(report.markdown(), "utf-8")
-
-
-def _print(report: Report) -> None:
-    console = Console(highlight=False, markup=False)
-    console.width = max(console.width, _WIDTH)  # rather broken lines than figures cut off
-    for table in report.tables():
-        console.print(table.for_terminal())
-    for name, value in (*report.facts, ("calibration", report.calibration())):
-        console.print(f"{name:<13} {value}", soft_wrap=True)
-    console.print(f"\n{NOTES[0]}")
+        report_file.write_text(page.markdown(report, TITLE, COMMAND, NOTES), "utf-8")
 
 
 if __name__ == "__main__":

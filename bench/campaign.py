@@ -19,7 +19,7 @@ from bench.failure import BenchFailure
 from bench.gateway import GatewayOutcome, GatewayTask
 from bench.load import LoadOutcome, LoadTask
 from bench.overload import OverloadOutcome, OverloadTask
-from bench.results import Results
+from bench.results import CALIBRATION, Results
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS, Server, Subject, serving
 from bench.workload import MODELS, Workload
@@ -29,7 +29,6 @@ OVERLOADED: Final = "magika"  # few requests a second are too many for it, so th
 OVERLOAD_FACTOR: Final = 3
 OVERLOAD_DEADLINE_S: Final = 1
 BATCHES: Final = (1, 64)
-CALIBRATION: Final = "calibration"
 _OK: Final = 200
 _PATIENCE_S: Final = 120.0
 

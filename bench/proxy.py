@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
-import sys
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from bench import cores, machine
-from bench.failure import BenchFailure
+from bench import page
+from bench.cores import Cores
 from bench.proxy_campaign import ProxyCampaign
-from bench.proxy_report import NOTES, ProxyReport
+from bench.proxy_report import COMMAND, NOTES, TITLE, ProxyReport
 from bench.proxy_subjects import SUBJECTS, Subject, program
+from bench.results import Results
+from bench.session import Say, measured
 
 _ROUNDS, _QUICK_ROUNDS = 3, 1
 _SECONDS, _QUICK_SECONDS = 2.0, 0.3
-_WIDTH = 120
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,48 +63,22 @@ def main(
     if not subjects:
         raise click.ClickException(f"not installed: {', '.join(absent)}")
     rounds = repeat or (_QUICK_ROUNDS if quick else _ROUNDS)
-    seconds = seconds or (_QUICK_SECONDS if quick else _SECONDS)
-    # servers are stopped on the way out also where this process is asked to end
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    length_s = seconds or (_QUICK_SECONDS if quick else _SECONDS)
 
-    began = datetime.now(UTC)
-    load_before = machine.load_average()
-    pair = cores.choose()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder,
-            cores.on(pair.load),  # this process polls, and is not to disturb what it measures
-        ):
-            campaign = ProxyCampaign(
-                subjects, rounds=rounds, seconds=seconds, cores=pair, folder=Path(folder),
-                say=lambda line: click.echo(line, err=True),
-            )  # fmt: skip
-            results = campaign.run()
-    except BenchFailure as failure:
-        raise click.ClickException(str(failure)) from failure
-    facts = [
-        ("command", f"`{shlex.join(['python', '-m', 'bench.proxy', *sys.argv[1:]])}`"),
-        ("date", f"{began:%Y-%m-%d %H:%M} UTC"),
-        ("rounds", f"{rounds} of {seconds:g} s for each figure"),
+    def measure(cores: Cores, folder: Path, say: Say) -> Results:
+        return ProxyCampaign(
+            subjects, rounds=rounds, seconds=length_s, cores=cores, folder=folder, say=say
+        ).run()
+
+    told = [
+        ("rounds", f"{rounds} of {length_s:g} s for each figure"),
         ("absent", ", ".join(absent) or "none"),
-        ("cores", str(pair)),
-        ("load average", f"{load_before} before, {machine.load_average()} after"),
-        *machine.describe(),
     ]
+    results, facts = measured("bench.proxy", measure, told)
     report = ProxyReport(results, subjects, facts)
-    _print(report)
+    page.show(report, NOTES[0])
     if report_file is not None:
-        report_file.write_text(report.markdown(), "utf-8")
-
-
-def _print(report: ProxyReport) -> None:
-    console = Console(highlight=False, markup=False)
-    console.width = max(console.width, _WIDTH)  # rather broken lines than figures cut off
-    for table in report.tables():
-        console.print(table.for_terminal())
-    for name, value in (*report.facts, ("calibration", report.calibration())):
-        console.print(f"{name:<13} {value}", soft_wrap=True)
-    console.print(f"\n{NOTES[0]}")
+        report_file.write_text(page.markdown(report, TITLE, COMMAND, NOTES), "utf-8")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from bench.failure import BenchFailure
 from bench.load import LoadOutcome, LoadTask
 from bench.proxy_subjects import Subject
 from bench.relay_payload import LARGE_ANSWER, LARGE_REQUEST, SMALL_ANSWER, SMALL_REQUEST, Message
-from bench.results import Results
+from bench.results import CALIBRATION, Results
 from bench.server import Server, running
 
 #: The requests without any proxy: what they take by themselves.
 DIRECT: Final = "direct"
-CALIBRATION: Final = "calibration"
 
 _HEADERS: Final = {"Authorization": f"Bearer {proxy_subjects.TOKEN}"}
 _OK: Final = 200

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.budget import Verdict
-from bench.proxy_campaign import CALIBRATION, DIRECT, EXCHANGES, Exchange, scenario
+from bench.proxy_campaign import DIRECT, EXCHANGES, Exchange, scenario
 from bench.proxy_subjects import Subject
 from bench.results import Results
 from bench.table import Table
@@ -17,6 +17,9 @@ _NONE: Final = "–"
 _NAIVE_US: Final = 1930
 _FIRST_US: Final = 45
 _NGINX_US: Final = 24
+TITLE: Final = "Proxies"
+#: What writes the page that is kept.
+COMMAND: Final = "python -m bench.proxy --report docs/proxies.md"
 NOTES: Final = (
     (
         "Figures are noisy, on shared machines very much so. Only ratios of figures of one run "
@@ -60,23 +63,6 @@ class ProxyReport:
         budgets = self._budgets()
         if budgets.rows:
             yield budgets
-
-    def calibration(self) -> str:
-        low, high = self.results.range(CALIBRATION, "task_us") or (0.0, 0.0)
-        middle = self.results.median(CALIBRATION, "task_us") or 0.0
-        return f"{middle:.2f} µs ({low:.2f}–{high:.2f}) for one asyncio task"
-
-    def markdown(self) -> str:
-        facts = [f"- **{name}**: {value}" for name, value in self.facts]
-        parts = [
-            "# Proxies",
-            "Written by `python -m bench.proxy --report FILE`; not edited by hand.",
-            "\n".join([*facts, f"- **calibration**: {self.calibration()}"]),
-            *(table.markdown() for table in self.tables()),
-            "## How to read this",
-            "\n".join(f"- {note}" for note in NOTES),
-        ]
-        return "\n\n".join(parts) + "\n"
 
     @property
     def _reference(self) -> Subject | None:

@@ -10,7 +10,6 @@ from bench import registry
 from bench.budget import verdicts
 from bench.campaign import (
     BATCHES,
-    CALIBRATION,
     IDLE_MODELS,
     OVERLOAD_DEADLINE_S,
     OVERLOAD_FACTOR,
@@ -28,6 +27,9 @@ _SHAPES: Final[Mapping[str, str]] = {
     "mlp": "256 → 512 → 512 → 10",
     "magika": "2,048 bytes → 214 file types",
 }
+TITLE: Final = "Benchmarks"
+#: What writes the page that is kept.
+COMMAND: Final = "python -m bench --report docs/benchmarks.md"
 NOTES: Final = (
     (
         "Figures are noisy, on shared machines very much so. Only ratios of figures of one run "
@@ -93,23 +95,6 @@ class Report:
         for table in tables:
             if table.rows:
                 yield table
-
-    def calibration(self) -> str:
-        low, high = self.results.range(CALIBRATION, "task_us") or (0.0, 0.0)
-        middle = self.results.median(CALIBRATION, "task_us") or 0.0
-        return f"{middle:.2f} µs ({low:.2f}–{high:.2f}) for one asyncio task"
-
-    def markdown(self) -> str:
-        facts = [f"- **{name}**: {value}" for name, value in self.facts]
-        parts = [
-            "# Benchmarks",
-            "Written by `python -m bench --report docs/benchmarks.md`; not edited by hand.",
-            "\n".join([*facts, f"- **calibration**: {self.calibration()}"]),
-            *(table.markdown() for table in self.tables()),
-            "## How to read this",
-            "\n".join(f"- {note}" for note in NOTES),
-        ]
-        return "\n\n".join(parts) + "\n"
 
     def _requests(self, model: str, scenarios: Sequence[Scenario]) -> Table:
         columns = (

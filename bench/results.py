@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Final
+
+#: The name of what tells how fast the machine was.
+CALIBRATION: Final = "calibration"
 
 
 class Results:

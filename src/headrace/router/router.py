@@ -22,7 +22,8 @@ from headrace.ports.catalogue import Catalogue, Entry, Name
 from headrace.resilience.backoff import RetrySettings
 from headrace.router.attempts import Attempts, Plan
 from headrace.router.endpoint_metrics import EndpointMetrics
-from headrace.router.fleet import EVERYBODY, Fleet
+from headrace.router.fleet import Fleet
+from headrace.router.groups import EVERYBODY
 from headrace.router.local import LocalModels
 from headrace.router.pool import Pool
 from headrace.router.resolution import resolve_elsewhere

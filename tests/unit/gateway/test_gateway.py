@@ -22,6 +22,7 @@ from headrace.domain.errors import (
     ShuttingDown,
     UnknownModel,
 )
+from headrace.domain.idempotency import Once
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.scopes import EVERYTHING, grants
 from headrace.domain.standing import Standing
@@ -198,6 +199,28 @@ async def test_who_calls_and_under_which_trace_is_passed_on() -> None:
     (passed,) = house.behind.calls
     assert (passed.request_id, passed.principal, passed.trace) == ("r-1", call.principal, trace)
     assert passed.received == RECEIVED
+
+
+async def test_nothing_that_a_call_brings_along_is_lost_on_the_way() -> None:
+    house = House()
+    call = Call(
+        "r-1",
+        Principal("alice", "blue", EVERYTHING),
+        received=RECEIVED,
+        deadline=RECEIVED + 1,
+        priority=2,
+        trace=TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        wished=True,
+        address="192.0.2.1",
+        batch=True,
+        once=Once("mark", b"digest", RECEIVED),
+        headers={b"x-tier": b"gold"},
+    )
+    usual = Call("")
+    unlike = [getattr(call, name) != getattr(usual, name) for name in Call.__struct_fields__]
+    assert all(unlike), "a field that is new must be in this call too"
+    await house.gateway.infer(InferRequest("m", decoded=InferContent([])), call)
+    assert house.behind.calls == [call]
 
 
 @pytest.mark.parametrize("key", ["timeout", "priority"])

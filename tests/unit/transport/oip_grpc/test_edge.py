@@ -41,6 +41,7 @@ class House:
         self.error = error
         self.now = RECEIVED
         self.exchange: Exchange | None = None
+        self.target = ""
         self.metrics = Metrics(version="test")
         self.spent: list[str] = []
         self.addresses: list[str] = []
@@ -70,6 +71,7 @@ class House:
         if self.error is not None:
             raise self.error
         exchange.run_s = 0.25
+        exchange.target = self.target
         return b"answer"
 
     async def spend(self, principal: Principal, address: str) -> Sequence[Standing]:
@@ -105,6 +107,13 @@ async def test_an_answer_tells_how_its_time_was_spent() -> None:
     house = House()
     answer = await house.ask()
     assert dict(answer.trailers)["server-timing"] == "model;dur=250.000, platform;dur=0.000"
+
+
+async def test_the_answer_of_a_route_names_its_target_and_no_other_answer_does() -> None:
+    house = House()
+    assert "x-headrace-target" not in dict((await house.ask()).trailers)
+    house.target = "canary"
+    assert dict((await house.ask()).trailers)["x-headrace-target"] == "canary"
 
 
 async def test_the_rpc_learns_who_asks_and_until_when() -> None:

@@ -1,0 +1,72 @@
+"""Asks addresses again and again whether they are well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from headrace.ports.endpoint_states import EventKind
+from headrace.resilience.health_checks import HealthChecks, HealthCheckSettings
+from headrace.router.endpoint_events import EndpointEvents
+from headrace.router.member import Member
+
+_logger = logging.getLogger(__name__)
+_AT_ONCE: Final = 8  # models of an address that are asked for side by side
+
+
+class HealthWatch:
+    """Active checks. `clock` answers monotonic seconds, `chance` numbers from 0 to below 1."""
+
+    def __init__(
+        self,
+        settings: HealthCheckSettings,
+        *,
+        events: EndpointEvents,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self.enabled = settings.enabled
+        self._settings = settings
+        self._events = events
+        self._clock = clock
+        self._chance = chance
+
+    def checks(self) -> HealthChecks:
+        """What an address, or a model there, has shown: nothing yet."""
+        return HealthChecks(self._settings, self._chance)
+
+    async def watch(self, member: Member) -> None:
+        """Ask `member`, and for each model that it says it serves. Never returns."""
+        while True:
+            try:
+                await self._ask(member)
+            except Exception:  # the root of a task
+                _logger.exception("health of %s cannot be checked", member.name)
+            await asyncio.sleep(member.checks.next_in_s())
+
+    async def _ask(self, member: Member) -> None:
+        ready = await self._is_ready(member, "")
+        self._said(member, "", member.checks, ready=ready)
+        models = list(member.model_checks.items()) if ready else []
+        for start in range(0, len(models), _AT_ONCE):
+            part = models[start : start + _AT_ONCE]
+            answers = await asyncio.gather(*(self._is_ready(member, model) for model, _ in part))
+            for (model, checks), answer in zip(part, answers, strict=True):
+                self._said(member, model, checks, ready=answer)
+
+    async def _is_ready(self, member: Member, model: str) -> bool:
+        deadline = self._clock() + self._settings.timeout_s
+        return await member.upstream.is_ready(model, "", deadline)
+
+    def _said(self, member: Member, model: str, checks: HealthChecks, *, ready: bool) -> None:
+        """Note what `member` said of a model, or of itself where `model` is ""."""
+        if not checks.said(ready):
+            return
+        kind: EventKind = "healthy" if ready else "unhealthy"
+        self._events.add(member.endpoint, kind, address=member.address, model=model)
+        if ready:
+            for lane in member.lanes.values():
+                if model in {"", lane.model}:
+                    lane.begun = self._clock()  # it works its way up again
