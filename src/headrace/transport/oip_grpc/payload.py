@@ -103,12 +103,7 @@ def _inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[Tensor]:
     tensors = []
     for i, tensor in enumerate(inputs):
         name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
-        if datatype not in DATATYPES:
-            msg = f"inputs[{i}].datatype: {datatype[:32]!a} is not a datatype"
-            raise InvalidRequest(msg)
-        if len(shape) > MAX_AXES or (shape and min(shape) < 0):
-            msg = f"inputs[{i}].shape: expected at most {MAX_AXES} axes, none of them negative"
-            raise InvalidRequest(msg)
+        require_form(f"inputs[{i}]", datatype, shape)
         if tensor.parameters:
             _refuse_shared_memory(name, read_parameters(f"inputs[{i}].", tensor.parameters))
         if not raw:
@@ -120,6 +115,16 @@ def _inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[Tensor]:
             array = from_binary(name, datatype, shape, raw[i])
         tensors.append(Tensor(name, datatype, array))
     return tensors
+
+
+def require_form(where: str, datatype: str, shape: Sequence[int]) -> None:
+    """Raise InvalidRequest where no tensor has such a datatype or shape; `where` is its place."""
+    if datatype not in DATATYPES:
+        msg = f"{where}.datatype: {datatype[:32]!a} is not a datatype"
+        raise InvalidRequest(msg)
+    if len(shape) > MAX_AXES or (shape and min(shape) < 0):
+        msg = f"{where}.shape: expected at most {MAX_AXES} axes, none of them negative"
+        raise InvalidRequest(msg)
 
 
 def from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> Array:

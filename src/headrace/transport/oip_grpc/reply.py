@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from headrace.domain.binary import from_binary
-from headrace.domain.datatypes import DATATYPES
 from headrace.domain.errors import EndpointFailed, InvalidRequest
 from headrace.domain.inference import Answered
 from headrace.domain.tensors import NO_PARAMETERS, Tensor
 from headrace.transport.oip_grpc import schema
-from headrace.transport.oip_grpc.payload import MAX_AXES, from_contents, read_parameters
+from headrace.transport.oip_grpc.payload import from_contents, read_parameters, require_form
 from headrace.transport.oip_grpc.structure import check_structure, fields
 
 _RAW_OUTPUT_CONTENTS: Final = 6  # of ModelInferResponse
@@ -92,12 +91,7 @@ def _outputs(outputs: Sequence[Any], raw: Sequence[memoryview]) -> list[Tensor]:
     tensors = []
     for i, output in enumerate(outputs):
         name, datatype, shape = output.name, output.datatype, list(output.shape)
-        if datatype not in DATATYPES:
-            msg = f"outputs[{i}].datatype: {datatype[:32]!a} is not a datatype"
-            raise InvalidRequest(msg)
-        if len(shape) > MAX_AXES or (shape and min(shape) < 0):
-            msg = f"outputs[{i}].shape: expected at most {MAX_AXES} axes, none of them negative"
-            raise InvalidRequest(msg)
+        require_form(f"outputs[{i}]", datatype, shape)
         if raw:
             array = from_binary(name, datatype, shape, raw[i])
         else:
