@@ -9,7 +9,7 @@ from typing import Final
 from headrace.domain.catalog import Target
 from headrace.domain.errors import EndpointFailed, HeadraceError
 from headrace.ports.endpoint_states import BreakerPhase
-from headrace.router.lane import Lane
+from headrace.router.lane import UNPROVEN, Lane
 from headrace.router.member import Member
 from headrace.telemetry.metrics import Counter, Histogram, Metrics
 
@@ -156,15 +156,11 @@ class EndpointMetrics:
 
     def turned(self, lane: Lane) -> None:
         """Count a turn of a lane's breaker."""
-        phase = lane.breaker.phase
-        self._transitions.labels(*self._labels(lane), phase).value += 1
-        self._breaker.labels(*self._labels(lane)).value = _PHASES[phase]
+        self._transitions.labels(*self._labels(lane), lane.breaker.phase).value += 1
 
     def ejected(self, lane: Lane, reason: str) -> None:
-        """Count an ejection, or its end where `reason` is ""."""
-        self._ejected.labels(*self._labels(lane)).value = lane.tally.ejected
-        if reason:
-            self._ejections.labels(*self._labels(lane), reason).value += 1
+        """Count an ejection."""
+        self._ejections.labels(*self._labels(lane), reason).value += 1
 
     def routed(self, tenant: str, route: str, label: str, outcome: str, seconds: float) -> None:
         """Count one request of a route, by the label of its target."""
@@ -188,12 +184,8 @@ class EndpointMetrics:
         """Note how long a shadow took."""
         self._shadow_seconds.labels(tenant, route, target.label).observe(seconds)
 
-    def joined(self, lane: Lane) -> None:
-        """Show a lane's breaker from now on."""
-        self._breaker.labels(*self._labels(lane)).value = _PHASES[lane.breaker.phase]
-
     def left(self, lane: Lane) -> None:
-        """Show it no longer."""
+        """Show a lane no longer."""
         labels = self._labels(lane)
         self._breaker.remove(*labels)
         self._ejected.remove(*labels)
@@ -205,6 +197,11 @@ class EndpointMetrics:
         self._in_flight.labels(*labels).value = member.in_flight
         self._connections.labels(*labels).value = member.upstream.connections
         self._pending.labels(*labels).value = member.upstream.pending
+        for lane in member.lanes.values():
+            if lane.label != UNPROVEN:
+                of_lane = self._labels(lane)
+                self._breaker.labels(*of_lane).value = _PHASES[lane.breaker.phase]
+                self._ejected.labels(*of_lane).value = lane.tally.ejected
 
     def forget(self, member: Member) -> None:
         """Show an address no longer."""
@@ -214,7 +211,7 @@ class EndpointMetrics:
 
     @staticmethod
     def _labels(lane: Lane) -> tuple[str, str, str, str]:
-        return (*_member_labels(lane.member), lane.model)
+        return (*_member_labels(lane.member), lane.label)
 
 
 def _member_labels(member: Member) -> tuple[str, str, str]:

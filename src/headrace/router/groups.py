@@ -83,7 +83,7 @@ class Groups:
                 partial(serves, model=model, labels=labels, catch_all=catch_all),
                 balancer(balanced, self._chance),
                 panic_percent=self._router.panic_percent,
-                panics=self._metrics.panics(model),
+                panics=self._metrics.panics,
             )
         return pool, made_room
 
@@ -142,8 +142,7 @@ class Groups:
             self._drop(group, group.lanes.pop(member))
         for member in members:
             if member not in group.lanes:
-                lane = group.lanes[member] = member.lanes[scope, model] = self._lane(group, member)
-                self._metrics.joined(lane)
+                group.lanes[member] = member.lanes[scope, model] = self._lane(group, member)
 
     def _lane(self, group: Group, member: Member) -> Lane:
         now = self._clock()
@@ -182,8 +181,9 @@ class Groups:
         lane = next((each for each in lanes if each.tally is tally), None)
         if lane is None:
             return
-        self._metrics.ejected(lane, reason)
-        if not reason:
+        if reason:
+            self._metrics.ejected(lane, reason)
+        else:
             lane.begun = self._clock()
         self._tell(lane, "ejected" if reason else "returned", reason)
 

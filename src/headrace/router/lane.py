@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from headrace.telemetry.metrics import Counter, Histogram
 
 _NEWEST: Final = 0.1  # the part of what is usual that the last answer is
+#: What metrics call models that no endpoint has ever answered for.
+UNPROVEN: Final = "*"
 
 
 class Lane:
@@ -30,6 +32,7 @@ class Lane:
         "model",
         "name",
         "not_before",
+        "proven",
         "tally",
         "usual_s",
     )
@@ -51,6 +54,7 @@ class Lane:
         self.tally = tally
         self.not_before = -math.inf  # what the endpoint asked for itself, by Retry-After
         self.begun = now  # when it came, or came back
+        self.proven = False  # whether it has ever answered
         #: Seconds that answers usually take; 0 before the first. What never ended is not in it.
         self.usual_s = 0.0
         #: What its attempts are counted by, for each outcome; they go when it goes.
@@ -62,6 +66,12 @@ class Lane:
     def in_flight(self) -> int:
         """Requests under way at the address, of whichever model."""
         return self.member.in_flight
+
+    @property
+    def label(self) -> str:
+        """The model as metrics call it: `*` while it is only a name that a client made up."""
+        known = self.proven or self.model in self.member.endpoint.models
+        return self.model if known else UNPROVEN
 
     def weight(self, now: float) -> float:
         """Its share against others'; less while it is new."""
@@ -75,8 +85,11 @@ class Lane:
 
     def answered(self, seconds: float, now: float) -> None:
         """Note how long an answer took."""
-        usual_s = self.usual_s
-        self.usual_s = usual_s + (seconds - usual_s) * _NEWEST if usual_s else seconds
+        if self.proven:
+            self.usual_s += (seconds - self.usual_s) * _NEWEST
+        else:
+            self.proven, self.usual_s = True, seconds
+            self.children.clear()  # from now on it is counted by its name
         self._latency.observe(seconds, now)
 
     def timed_out(self, seconds: float, now: float) -> None:

@@ -41,7 +41,7 @@ class Pool:
         balancer: Balancer,
         *,
         panic_percent: float,
-        panics: Counter,
+        panics: Callable[[str], Counter],
     ) -> None:
         self.group = group
         self.model = group.model
@@ -115,7 +115,7 @@ class Pool:
         count = len(self._lanes)
         if (count - unsound) * _WHOLE >= self._panic_percent * count:
             return False
-        self._panics.value += 1
+        self._panics(self.model).value += 1
         return True
 
     def _refusal(self, now: float) -> HeadraceError:

@@ -22,7 +22,7 @@ from headrace.domain.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from headrace.domain.idempotency import Once
+from headrace.domain.idempotency import IdempotencyKey, Once
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.scopes import EVERYTHING, grants
 from headrace.domain.standing import Standing
@@ -213,7 +213,7 @@ async def test_nothing_that_a_call_brings_along_is_lost_on_the_way() -> None:
         wished=True,
         address="192.0.2.1",
         batch=True,
-        once=Once("mark", b"digest", RECEIVED),
+        once=Once(IdempotencyKey("blue", "alice", "k"), "h"),
         headers={b"x-tier": b"gold"},
     )
     usual = Call("")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from headrace.domain.calls import Call
 from headrace.domain.errors import (
     DeadlineExceeded,
+    EndpointBusy,
     EndpointFailed,
     EndpointTimeout,
     InvalidRequest,
@@ -250,3 +252,146 @@ async def test_an_endpoint_that_was_not_reached_costs_the_budget_nothing(
             lane.tally.ejected = False
         await house.ask()
     assert house.counted("headrace_endpoint_retries_refused_total") == {}
+
+
+def waits(house: RouterHouse, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Fill the list with what is waited between attempts, and let that time be over at once."""
+    waited: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def call_later(seconds: float, then: Callable[..., Any], *about: Any) -> asyncio.Handle:
+        waited.append(seconds)
+        house.clock.now += seconds
+        return loop.call_at(0, then, *about)
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    return waited
+
+
+async def test_each_retry_waits_for_a_random_time_up_to_twice_that_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    retries = RetrySettings(max_attempts=6, base_s=0.1, max_s=0.5, budget_ratio=100)
+    async with RouterHouse(retries=retries) as house:
+        await house.put(endpoint(0), endpoint(1))
+        waited = waits(house, monkeypatch)
+        for upstream in upstreams(house):
+            upstream.always = EndpointBusy("no room")  # which opens no breaker
+        longest = [0.0] * 5
+        for _ in range(60):
+            waited.clear()
+            with pytest.raises(EndpointBusy):
+                await house.ask()
+            assert len(waited) == 5
+            longest = list(map(max, longest, waited))
+        bounds = [0.1, 0.2, 0.4, 0.5, 0.5]
+        for wait_s, bound_s in zip(longest, bounds, strict=True):
+            assert 0.8 * bound_s < wait_s <= bound_s
+
+
+async def test_nobody_waits_for_a_retry_that_would_be_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with RouterHouse(retries=RetrySettings(base_s=1, max_s=1, budget_ratio=100)) as house:
+        await house.put(endpoint(0), endpoint(1))
+        waited = waits(house, monkeypatch)
+        for upstream in upstreams(house):
+            upstream.always = EndpointBusy("no room")
+        retried = 0
+        for _ in range(60):
+            waited.clear()
+            deadline = house.clock.now + 0.5
+            with pytest.raises(EndpointBusy):
+                await house.ask(tenant_call=Call("id", deadline=deadline))
+            assert house.clock.now < deadline
+            retried += len(waited)
+        assert sum(asked(house)) == 60 + retried
+        assert retried > 20
+
+
+async def test_what_the_only_endpoint_asks_for_is_waited_for_with_some_time_on_top(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with RouterHouse(retries=RetrySettings(base_s=0.1, max_s=0.1)) as house:
+        await house.put(endpoint(0))
+        waited = waits(house, monkeypatch)
+        upstreams(house)[0].script = [failed(0.5)]
+        await house.ask()
+        (wait_s,) = waited
+        assert 0.5 <= wait_s <= 0.6
+
+
+async def test_hedges_are_a_twentieth_of_the_requests_at_most() -> None:
+    async with RouterHouse(hedging=HedgingSettings(percentile=95)) as house:
+        found = await _hedging(house)
+        requests = 200  # those that have taught it what is usual
+        for number in range(1, 121):
+            for upstream in found:
+                upstream.script = [asyncio.get_running_loop().create_future()]
+            held = [upstream.script[0] for upstream in found]
+            house.clock.now += 0.005
+            request = asyncio.create_task(house.ask())
+            await until(lambda number=number: sum(hedges(house)) == number)
+            assert hedges(house)[0] <= 0.05 * (requests + number)
+            for each in held:
+                assert isinstance(each, asyncio.Future)
+                each.set_result(None)
+            await request
+        sent, refused = hedges(house)
+        assert (sent, refused) == (16, 104)
+        assert sum(asked(house)) == 120 + sent
+        await turns()
+        assert [lane.in_flight for lane in house.lanes] == [0, 0]
+
+
+def hedges(house: RouterHouse) -> tuple[float, float]:
+    """How many were sent, and for how many the budget had no room."""
+    counted = house.counted("headrace_endpoint_hedges_total")
+    return counted.get(("m", "sent"), 0), counted.get(("m", "refused"), 0)
+
+
+async def test_a_hedge_goes_on_where_the_first_attempt_fails() -> None:
+    async with RouterHouse(hedging=HedgingSettings(percentile=95)) as house:
+        first, second = await _hedging(house)
+        (one,), (two,) = first.script, second.script
+        assert isinstance(one, asyncio.Future)
+        assert isinstance(two, asyncio.Future)
+        request = asyncio.create_task(house.ask())
+        await until(lambda: asked(house) == [1, 1])
+        one.set_result(failed())
+        await turns()
+        assert not request.done(), "the other may still answer"
+        two.set_result(None)
+        assert (await request).version == second.name
+        assert asked(house) == [1, 1]
+
+
+async def test_where_a_request_and_its_hedge_fail_the_client_hears_of_it() -> None:
+    hedging, retries = HedgingSettings(percentile=95), RetrySettings(max_attempts=2)
+    async with RouterHouse(hedging=hedging, retries=retries) as house:
+        held = [upstream.script[0] for upstream in await _hedging(house)]
+        request = asyncio.create_task(house.ask())
+        await until(lambda: asked(house) == [1, 1])
+        for each in held:
+            assert isinstance(each, asyncio.Future)
+            each.set_result(failed())
+        with pytest.raises(EndpointFailed):
+            await request
+        assert asked(house) == [1, 1], "the hedge was an attempt too"
+        assert [lane.in_flight for lane in house.lanes] == [0, 0]
+
+
+async def test_a_request_of_a_sequence_is_not_hedged() -> None:
+    async with RouterHouse(hedging=HedgingSettings(percentile=95)) as house:
+        await _hedging(house)
+        content = InferContent([], parameters={"sequence_id": 5})
+        request = asyncio.ensure_future(
+            house.router.infer(InferRequest("m", decoded=content), Call("id"))
+        )
+        await turns()
+        later = asyncio.create_task(house.ask())
+        await until(lambda: hedges(house) == (1, 0))
+        assert sum(asked(house)) == 3, "the hedge is that of the request that came later"
+        for task in (request, later):
+            task.cancel()
+        await asyncio.wait([request, later])

@@ -51,7 +51,7 @@ async def test_unsound_endpoints_are_asked_where_too_few_others_are_left() -> No
             await house.ask()
         first = house.upstreams["http://h:8000"]
         assert first.asked == []
-        assert house.counted("headrace_endpoint_panics_total") == {("m",): 0}
+        assert house.counted("headrace_endpoint_panics_total") == {}
         lanes[1].member.checks.healthy = False
         for _ in range(60):
             await house.ask()

@@ -94,6 +94,17 @@ async def test_an_endpoints_answer_of_another_form_is_decoded() -> None:
     assert read.parameters["mine"].int64_param == 1
 
 
+async def test_the_target_of_a_route_that_answered_is_known_to_the_edge() -> None:
+    class Routed(Service):
+        async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+            response = await super().infer(request, call)
+            response.target = "canary"
+            return response
+
+    _, exchange, _ = await ask(request(), service=Routed())
+    assert exchange.target == "canary"
+
+
 async def test_the_version_that_is_named_is_asked() -> None:
     _, _, service = await ask(request(version="3"))
     assert service.asked[0][0].version == "3"
