@@ -57,6 +57,7 @@ class FakeUpstream:
         self.asked: list[tuple[InferRequest, Call]] = []
         self.cancelled = 0
         self.ready = True
+        self.checked = 0
         self.unready: set[str] = set()  # models that are not, though the server is
         self.closed = 0
         self._clock = clock
@@ -77,6 +78,7 @@ class FakeUpstream:
 
     async def is_ready(self, model: str, version: str, deadline: float) -> bool:
         del version, deadline
+        self.checked += 1
         return self.ready and model not in self.unready
 
     async def close(self) -> None:
@@ -150,6 +152,7 @@ class RouterHouse:
         self.catalogue = FakeCatalogue()
         self.upstreams: dict[str, FakeUpstream] = {}
         self.sites: dict[str, Sited | OSError] = {}
+        self.located: list[str] = []
         self.router_settings = router or RouterSettings(slow_start_s=0)
         self.retries = retries or RetrySettings(base_s=0, max_s=0)
         self.hedging = hedging or HedgingSettings()
@@ -241,6 +244,7 @@ class RouterHouse:
         return upstream
 
     async def _locate(self, endpoint: Endpoint) -> Sited:
+        self.located.append(endpoint.url)
         found = self.sites.get(endpoint.url)
         if isinstance(found, OSError):
             raise found

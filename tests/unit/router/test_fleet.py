@@ -1,19 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from asyncio import CancelledError
+from datetime import timedelta
 from ipaddress import ip_address
 
 import pytest
 
+from headrace.compose.upstreams import Upstreams
 from headrace.domain.catalog import Endpoint
-from headrace.domain.errors import EndpointFailed, HeadraceError, InvalidSettings
+from headrace.domain.errors import (
+    EndpointFailed,
+    HeadraceError,
+    InvalidSettings,
+    NoReadyEndpoint,
+)
 from headrace.domain.inference import InferResponse
 from headrace.ports.upstream import Site, Sited
 from headrace.resilience.backoff import RetrySettings
-from headrace.router.fleet import EVERYBODY
-from tests.support.router_fakes import RouterHouse, endpoint, failed, turns
+from headrace.resilience.health_checks import HealthCheckSettings
+from headrace.router.groups import EVERYBODY
+from headrace.router.settings import RouterSettings
+from headrace.settings import Settings
+from tests.support.router_fakes import AT, FakeUpstream, RouterHouse, endpoint, failed, turns
+from tests.support.waiting import until
 
 
 def sited(*addresses: str, refused: tuple[str, ...] = ()) -> Sited:
@@ -84,6 +96,219 @@ async def test_each_address_of_a_name_is_one_and_what_is_refused_is_none() -> No
         await house.put(endpoint(0))
         assert addresses(house) == ["10.0.0.1:80", "10.0.0.2:80"]
         assert kinds(house) == ["address-refused", "address-added", "address-added"]
+
+
+QUICK = HealthCheckSettings(interval_s=0.001, jitter=0, unhealthy_after=2)
+
+
+def told(house: RouterHouse, *kinds: str) -> list[tuple[str, str, str]]:
+    """Events of these kinds, the oldest first: what, where, of which model."""
+    events = reversed(house.fleet.events("default"))
+    return [(event.kind, event.endpoint, event.model) for event in events if event.kind in kinds]
+
+
+async def test_an_address_that_fails_its_checks_is_left_out_until_it_comes_back_slowly() -> None:
+    slow_start = RouterSettings(slow_start_s=10)
+    async with RouterHouse(health_checks=QUICK, router=slow_start) as house:
+        await house.put(endpoint(0), endpoint(1))
+        sick, well = house.lanes
+        house.clock.now += 60
+        upstream = house.upstreams["http://h:8000"]
+        upstream.ready = False
+        await until(lambda: not sick.sound)
+        assert {(await house.ask()).version for _ in range(20)} == {"e1"}
+        house.fleet.observe()
+        gauge = house.counted("headrace_endpoint_healthy")
+        assert gauge["default", "e0", sick.member.address] == 0
+        assert gauge["default", "e1", well.member.address] == 1
+        upstream.ready = True
+        await until(lambda: sick.sound)
+        assert told(house, "healthy", "unhealthy") == [
+            ("unhealthy", "e0", ""),
+            ("healthy", "e0", ""),
+        ]
+        now = house.clock.now
+        assert [lane.weight(now) for lane in (sick, well)] == pytest.approx([0.1, 1.0])
+        assert sick.weight(now + 10) == 1.0
+
+
+async def test_a_model_that_is_not_ready_is_left_out_and_the_others_of_its_address_are_not() -> (
+    None
+):
+    slow_start = RouterSettings(slow_start_s=10)
+    async with RouterHouse(health_checks=QUICK, router=slow_start) as house:
+        await house.put(endpoint(0, models=("m", "n")), endpoint(1))
+        (sick, _), now = house.lanes, house.clock.now
+        (other,) = house.fleet.pool("default", "n", balanced="p2c", catch_all=False).lanes
+        house.clock.now = now = now + 60
+        upstream = house.upstreams["http://h:8000"]
+        upstream.unready = {"m"}
+        await until(lambda: not sick.ready(now))
+        assert other.ready(now)
+        assert (await house.ask("n")).version == "e0"
+        assert {(await house.ask()).version for _ in range(20)} == {"e1"}
+        upstream.unready = set()
+        await until(lambda: sick.ready(now))
+        assert told(house, "healthy", "unhealthy") == [
+            ("unhealthy", "e0", "m"),
+            ("healthy", "e0", "m"),
+        ]
+        assert [sick.weight(now), other.weight(now)] == pytest.approx([0.1, 1.0])
+
+
+async def test_checks_that_find_a_defect_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with RouterHouse(health_checks=QUICK) as house:
+        await house.put(endpoint(0))
+        (lane,) = house.lanes
+        upstream = house.upstreams["http://h:8000"]
+        is_ready = upstream.is_ready
+        with caplog.at_level(logging.ERROR):
+            upstream.is_ready = None  # type: ignore[assignment, method-assign]
+            await until(lambda: "cannot be checked" in caplog.text)
+        upstream.is_ready = is_ready  # type: ignore[method-assign]
+        upstream.ready = False
+        await until(lambda: not lane.sound)
+
+
+async def test_an_address_that_goes_is_checked_no_more() -> None:
+    async with RouterHouse(health_checks=QUICK) as house:
+        await house.put(endpoint(0), endpoint(1))
+        gone, other = house.upstreams.values()
+        await house.drop(("default", "e0"))
+        before, seen = gone.checked, other.checked
+        await until(lambda: other.checked > seen + 5)
+        assert gone.checked == before
+
+
+async def test_an_endpoint_that_fails_on_and_on_is_ejected_and_returns_slowly() -> None:
+    async with RouterHouse(router=RouterSettings(slow_start_s=10)) as house:
+        await house.put(endpoint(0), endpoint(1))
+        bad, _ = house.lanes
+        labels = ("default", "e0", bad.member.address, "m")
+        began = house.clock.now
+        for _ in range(10):
+            bad.tally.failed(began)
+        assert {(await house.ask()).version for _ in range(20)} == {"e1"}
+        reason = "consecutive-failures"
+        (event,) = (each for each in house.fleet.events("default") if each.kind == "ejected")
+        assert (event.endpoint, event.model, event.detail) == ("e0", "m", reason)
+        house.fleet.observe()
+        assert house.counted("headrace_endpoint_ejected")[labels] == 1
+        assert house.counted("headrace_endpoint_ejections_total") == {(*labels, reason): 1}
+        state = house.fleet.state("default", "e0")
+        assert state is not None
+        (address,) = state.addresses
+        assert (address.ready, address.healthy) == (False, True)
+        assert address.ejected_until == AT + timedelta(seconds=30)
+        house.clock.now += 30
+        await until(lambda: bad.sound)
+        house.fleet.observe()
+        assert house.counted("headrace_endpoint_ejected")[labels] == 0
+        assert told(house, "ejected", "returned") == [
+            ("ejected", "e0", "m"),
+            ("returned", "e0", "m"),
+        ]
+        assert bad.weight(house.clock.now) == pytest.approx(0.1)
+
+
+async def test_a_name_that_answers_otherwise_later_moves_its_endpoint() -> None:
+    often = RouterSettings(slow_start_s=0, dns_refresh_s=0.001)
+    async with RouterHouse(router=often) as house:
+        house.sites["http://h:8000"] = sited("10.0.0.1", "10.0.0.2")
+        await house.put(endpoint(0))
+        stayed = next(lane for lane in house.lanes if "10.0.0.2" in lane.name)
+        house.sites["http://h:8000"] = sited("10.0.0.2", "10.0.0.3")
+        await until(lambda: addresses(house) == ["10.0.0.2:80", "10.0.0.3:80"])
+        assert stayed in house.lanes, "what it has shown is still known"
+        assert kinds(house)[2:] == ["address-removed", "address-added"]
+        assert (await house.ask()).version == "e0"
+
+
+async def test_where_a_name_answers_no_more_its_addresses_stay_and_it_is_told_once() -> None:
+    often = RouterSettings(slow_start_s=0, dns_refresh_s=0.001)
+    async with RouterHouse(router=often) as house:
+        house.sites["http://h:8000"] = sited("10.0.0.1")
+        await house.put(endpoint(0))
+        house.sites["http://h:8000"] = OSError("no such name")
+
+        def problem() -> str:
+            state = house.fleet.state("default", "e0")
+            assert state is not None
+            return state.problem
+
+        await until(problem)
+        looked_up = len(house.located)
+        await until(lambda: len(house.located) > looked_up + 5)
+        assert addresses(house) == ["10.0.0.1:80"]
+        assert "no such name" in problem()
+        assert (await house.ask()).version == "e0"
+        assert kinds(house) == ["address-added", "unresolved"]
+        house.sites["http://h:8000"] = sited("10.0.0.2")
+        await until(lambda: addresses(house) == ["10.0.0.2:80"])
+        assert problem() == ""
+
+
+async def test_a_name_all_of_whose_addresses_come_to_be_refused_serves_no_more() -> None:
+    often = RouterSettings(slow_start_s=0, dns_refresh_s=0.001)
+    async with RouterHouse(router=often) as house:
+        house.sites["http://h:8000"] = sited("10.0.0.1")
+        await house.put(endpoint(0))
+        house.sites["http://h:8000"] = sited(refused=("169.254.169.254",))
+        await until(lambda: addresses(house) == [])
+        state = house.fleet.state("default", "e0")
+        assert state is not None
+        assert state.problem == "all of its addresses lie outside the allowed networks"
+        with pytest.raises(NoReadyEndpoint):
+            await house.ask()
+
+
+async def test_a_pool_has_the_endpoints_that_serve_its_model_and_bear_its_labels() -> None:
+    async with RouterHouse() as house:
+        await house.put(
+            endpoint(0, labels={"zone": "a", "gpu": "t4"}),
+            endpoint(1, labels={"zone": "b"}),
+            endpoint(2, models=("other",), labels={"zone": "a"}),
+            endpoint(3, models=(), labels={"zone": "a"}),
+            endpoint(4, url="", protocol="in-process", models=(), labels={"here": "yes"}),
+        )
+
+        def names(*, catch_all: bool = False, **labels: str) -> list[str]:
+            pool = house.fleet.pool(
+                "default", "m", frozenset(labels.items()), balanced="p2c", catch_all=catch_all
+            )
+            found = [lane.member.endpoint.name for lane in pool.lanes]
+            serves = house.fleet.serves(
+                "default", "m", frozenset(labels.items()), catch_all=catch_all
+            )
+            assert serves == bool(found)
+            return found
+
+        assert names() == ["e0", "e1"]
+        assert names(zone="a") == ["e0"]
+        assert names(zone="a", gpu="t4") == ["e0"]
+        assert names(zone="c") == []
+        assert names(catch_all=True) == ["e0", "e1", "e3"], "this process was looked at before"
+        assert names(catch_all=True, zone="a") == ["e0", "e3"]
+        assert names(catch_all=True, here="yes") == ["e4"]
+        await house.put(endpoint(1, labels={"zone": "a"}))
+        assert names(zone="a") == ["e0", "e1"]
+
+
+async def test_a_profile_that_is_not_there_is_the_endpoints_problem_alone_until_it_is() -> None:
+    async with RouterHouse() as house:
+        connect = Upstreams(Settings(), in_process=lambda _: FakeUpstream("", house.clock))
+        house.fleet._connect = connect  # noqa: SLF001 - the real one, which knows profiles
+        found = Sited((Site("h", 443, ip_address("127.0.0.1"), secure=True),))
+        house.sites["https://h:8000"] = found
+        await house.put(endpoint(0, url="https://h:8000", tls="gone"))
+        state = house.fleet.state("default", "e0")
+        assert state is not None
+        assert state.addresses == ()
+        assert "there is no such profile" in state.problem
+        await house.put(endpoint(0, url="https://h:8000"))
+        state = house.fleet.state("default", "e0")
+        assert state is not None
+        assert ([each.ready for each in state.addresses], state.problem) == ([True], "")
 
 
 async def test_an_endpoint_that_cannot_be_connected_to_is_told_and_takes_no_other_along(

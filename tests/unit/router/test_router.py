@@ -2,10 +2,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from headrace.domain.calls import Call, Principal
-from headrace.domain.catalog import Route, RoutePolicy, Shadow, Target
+from headrace.domain.calls import Call, Principal, PrincipalClass
+from headrace.domain.catalog import (
+    Match,
+    Route,
+    RoutePolicy,
+    RouteRule,
+    Shadow,
+    Sticky,
+    Target,
+    Version,
+)
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.catalogue import Entry
@@ -153,6 +163,151 @@ async def test_a_routes_own_timeouts_and_attempts_are_obeyed() -> None:
         await put_route(house, route(Target(model="m"), policy=policy))
         await house.ask("r")
         assert house.upstreams["http://h:8000"].asked[0][1].deadline == house.clock.now + 2
+
+
+def calls(count: int, *, kind: PrincipalClass = "token") -> list[Call]:
+    return [Call("id", Principal(f"caller-{n}", kind=kind)) for n in range(count)]
+
+
+async def answers(house: RouterHouse, call: Call, times: int = 20) -> set[str]:
+    """Who answers the same call when it is made again and again."""
+    return {(await house.ask("r", tenant_call=call)).target for _ in range(times)}
+
+
+async def test_a_sticky_caller_stays_where_it_is_and_callers_are_shared_by_weight() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("old", "new")))
+        targets = Target(model="old", weight=3), Target(model="new", weight=1)
+        await put_route(house, route(*targets, sticky=Sticky()))
+        found = [await answers(house, call, 5) for call in calls(200)]
+        assert all(len(each) == 1 for each in found)
+        assert 30 < found.count({"new"}) < 70
+
+
+@pytest.mark.parametrize("sticky", [Sticky(), Sticky(by="header", header="x-user")])
+async def test_callers_that_cannot_be_told_apart_do_not_all_stick_to_one_target(
+    sticky: Sticky,
+) -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("old", "new")))
+        await put_route(house, route(Target(model="old"), Target(model="new"), sticky=sticky))
+        (anonymous,) = calls(1, kind="anonymous")
+        assert await answers(house, anonymous, 40) == {"old", "new"}
+
+
+async def test_stickiness_by_a_header_goes_by_nothing_else() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("old", "new")))
+        sticky = Sticky(by="header", header="x-user")
+        await put_route(house, route(Target(model="old"), Target(model="new"), sticky=sticky))
+        for user in (b"ann", b"bob", b"cyd"):
+            each = [msgspec.structs.replace(c, headers={b"x-user": user}) for c in calls(20)]
+            assert len({(await house.ask("r", tenant_call=call)).target for call in each}) == 1
+
+
+async def test_the_first_rule_that_matches_says_who_answers() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("usual", "gold", "staff")))
+        rules = (
+            RouteRule(match=Match(headers={"x-tier": "gold"}), targets=(Target(model="gold"),)),
+            RouteRule(match=Match(principals=("caller-0",)), targets=(Target(model="staff"),)),
+        )
+        await put_route(house, route(Target(model="usual"), rules=rules))
+        gold = {b"x-tier": b"gold"}
+        staff, other = calls(2)
+        assert await answers(house, other) == {"usual"}
+        assert await answers(house, staff) == {"staff"}
+        assert await answers(house, msgspec.structs.replace(staff, headers=gold)) == {"gold"}
+        assert await answers(house, msgspec.structs.replace(other, headers=gold)) == {"gold"}
+
+
+async def test_who_bears_a_name_without_proof_is_met_by_no_rule_for_it() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("usual", "staff")))
+        rule = RouteRule(match=Match(principals=("caller-0",)), targets=(Target(model="staff"),))
+        await put_route(house, route(Target(model="usual"), rules=(rule,)))
+        assert await answers(house, calls(1, kind="anonymous")[0]) == {"usual"}
+
+
+def registered(*versions: str, **aliases: str) -> Entry:
+    made = {
+        version: Version(
+            tenant="default", id="ver_" + version, model="m", version=version, status="ready",
+            created_at=AT, updated_at=AT,
+        )
+        for version in versions
+    }  # fmt: skip
+    return Entry(versions=made, aliases=aliases)
+
+
+async def test_a_registered_model_goes_before_the_settings_endpoints_and_after_its_tenants() -> (
+    None
+):
+    local = FakeLocal()
+    local.warm.add(("m", ""))
+    async with RouterHouse(local=local, shared=[("default", "e0")]) as house:
+        await house.put(endpoint(0))
+        assert (await house.ask()).version == "e0"
+        house.catalogue.entries["default", "m"] = registered("1")
+        house.catalogue.changed(("version", ("default", "1")))
+        assert (await house.ask()).version == "local"
+        blue = Call("id", Principal("p", "blue"))
+        assert (await house.ask(tenant_call=blue)).version == "e0", "it is not that tenant's model"
+        await house.put(endpoint(1))
+        assert (await house.ask()).version == "e1"
+
+
+async def test_a_version_that_is_asked_for_goes_past_the_route_of_that_name() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("m", "r")))
+        await put_route(house, route(Target(model="m", name="blue")))
+        assert (await house.ask("r", "3")).target == ""
+        asked, _ = house.upstreams["http://h:8000"].asked[0]
+        assert (asked.model, asked.version) == ("r", "3")
+
+
+async def test_what_this_process_answers_is_known_beforehand() -> None:
+    local = FakeLocal()
+    local.warm |= {("a", "1"), ("x", "")}
+    local.cold |= {("b", "2")}
+    async with RouterHouse(local=local) as house:
+        await house.put(endpoint(0), endpoint(1, models=()))
+
+        def here(model: str, version: str = "") -> tuple[str, str] | None:
+            return house.router.local_target("default", model, version)
+
+        assert here("m") is None, "an endpoint lists it"
+        assert here("x") == ("x", "")
+        assert here("x", "9") == ("x", "9")
+        assert here("unheard-of") is None, "an endpoint serves anything"
+        light, heavy = Target(model="a", version="1"), Target(model="b", version="2", weight=9)
+        await put_route(house, route(light, heavy))
+        assert here("r") == ("b", "2")
+        await put_route(house, route(light, Target(model="m", weight=99)))
+        assert here("r") == ("a", "1")
+        await put_route(house, route(Target(model="m")))
+        assert here("r") is None
+
+
+async def test_of_a_routes_targets_here_one_that_is_there_goes_before_a_heavier_one() -> None:
+    local = FakeLocal()
+    local.warm.add(("a", ""))
+    async with RouterHouse(local=local) as house:
+        await put_route(house, route(Target(model="a"), Target(model="gone", weight=9)))
+        assert house.router.local_target("default", "r", "") == ("a", "")
+
+
+async def test_what_is_pointed_to_on_purpose_is_listed() -> None:
+    async with RouterHouse() as house:
+        entries = house.catalogue.entries
+        entries["default", "m"] = registered("1", "2", champion="1")
+        entries["blue", "n"] = registered("1", canary="1")
+        await put_route(house, route(Target(model="m", version="2"), Target(model="n")))
+        assert sorted(house.router.named()) == [
+            ("default", "m", ""),
+            ("default", "m", "2"),
+            ("default", "n", ""),
+        ]
 
 
 async def test_shadows_get_copies_after_the_answer_and_too_many_are_dropped() -> None:

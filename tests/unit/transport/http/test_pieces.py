@@ -5,7 +5,7 @@ from headrace.transport.http.pieces import Pieces
 
 def test_the_parts_of_a_body_are_the_reads_that_brought_it() -> None:
     pieces = Pieces()
-    reads = [b"ab", memoryview(b"cd"), b""]
+    reads: list[bytes | memoryview] = [b"ab", memoryview(b"cd"), b""]
     for read in reads:
         pieces.add(read)
     assert all(part is read for part, read in zip(pieces.parts, reads, strict=True))
