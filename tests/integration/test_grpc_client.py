@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -219,7 +220,18 @@ async def test_the_endpoint_learns_the_request_id_the_trace_and_the_time_that_is
     assert seen.headers[b"x-request-id"] == b"mine-1"
     assert seen.headers[b"traceparent"].decode() == TRACE.traceparent
     assert seen.headers[b"tracestate"] == b"a=1"
+    assert seen.headers[b"x-headrace-hops"] == b"1"
     assert 4.0 < seen.timeout_s < 5.1  # the library rounds up
+
+
+async def test_a_request_that_passed_through_platforms_tells_of_one_more_until_it_is_a_loop(
+    backend: Backend, client: GrpcUpstream
+) -> None:
+    await client.infer(pixels(), Call("mine-1", headers={b"x-headrace-hops": b"7"}))
+    assert backend.seen[0].headers[b"x-headrace-hops"] == b"8"
+    with pytest.raises(InvalidRequest, match="an endpoint leads back to one of them"):
+        await client.infer(pixels(), Call("mine-1", headers={b"x-headrace-hops": b"8"}))
+    assert len(backend.seen) == 1
 
 
 async def test_a_message_of_this_wire_arrives_byte_for_byte_and_so_does_its_answer(
@@ -395,6 +407,33 @@ async def test_an_attempt_that_is_cancelled_is_cancelled_at_the_endpoint(
             await under_way
 
 
+@pytest.mark.parametrize("over", ["failed", "late", "cancelled"])
+async def test_the_message_of_a_request_that_is_over_goes_with_its_error(
+    backend: Backend, client: GrpcUpstream, over: str
+) -> None:
+    message = schema.ModelInferRequest(model_name="m", raw_input_contents=[bytes(1000)])
+    body = message.SerializeToString()
+    backend.answer = refusing(GrpcStatus.INTERNAL) if over == "failed" else hang
+    await client.unready("", "", time.monotonic() + 0.1)  # connects
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        request = InferRequest("m", payload=GrpcPayload(message, body))
+        within = call(0.2 if over == "late" else 10.0)
+        task = asyncio.create_task(client.infer(request, within))
+        del request
+        if over == "cancelled":
+            await until(lambda: len(backend.seen) > 1)
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception()
+        del task
+        await until(lambda: sys.getrefcount(body) == before)
+    finally:
+        gc.enable()
+
+
 async def test_an_attempt_cancelled_at_any_moment_ends_as_cancelled_or_answered(
     client: GrpcUpstream,
 ) -> None:
@@ -529,7 +568,7 @@ async def test_readiness_is_what_the_endpoint_says_of_itself_or_a_model(
         return GrpcAnswer(schema.ServerReadyResponse(ready=ready).SerializeToString())
 
     backend.answer = answering
-    assert await client.is_ready(model, version, time.monotonic() + 5.0) is ready
+    assert (await client.unready(model, version, time.monotonic() + 5.0) == "") is ready
     asked = schema.ModelReadyRequest.FromString(backend.seen[0].message)
     assert (asked.name, asked.version) == (model, version)
 
@@ -539,9 +578,9 @@ async def test_an_endpoint_that_fails_lags_or_is_closed_is_not_ready(
 ) -> None:
     for answer in (refusing(GrpcStatus.NOT_FOUND), hang):
         backend.answer = answer
-        assert not await client.is_ready("m", "", time.monotonic() + 0.3)
+        assert await client.unready("m", "", time.monotonic() + 0.3)
     await client.close()
-    assert not await client.is_ready("", "", time.monotonic() + 5.0)
+    assert await client.unready("", "", time.monotonic() + 5.0)
 
 
 # ---- endpoints that are not there
@@ -563,7 +602,7 @@ async def test_an_endpoint_that_is_not_there_fails_at_once_and_is_found_when_it_
     assert time.monotonic() - began < 1.0
     assert raised.value.message == "the endpoint failed"
     assert str(port) in raised.value.reason
-    assert not await client.is_ready("", "", time.monotonic() + 1.0)
+    assert await client.unready("", "", time.monotonic() + 1.0)
 
     for _ in range(2):  # and once more, after a restart
         backend = await Backend.start(port)
@@ -659,7 +698,7 @@ async def test_an_endpoint_that_stands_still_is_given_up_at_the_deadline() -> No
         with pytest.raises(EndpointTimeout):
             await client.infer(pixels(), call(0.5))
         assert 0.45 <= time.monotonic() - began < 0.9
-        assert not await client.is_ready("", "", time.monotonic() + 0.2)
+        assert await client.unready("", "", time.monotonic() + 0.2)
         os.kill(stopped.pid, signal.SIGCONT)
         assert (await client.infer(pixels(), call())).version == "7"
     await client.close()

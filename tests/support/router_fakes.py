@@ -58,7 +58,7 @@ class FakeUpstream:
         self.cancelled = 0
         self.ready = True
         self.checked = 0
-        self.unready: set[str] = set()  # models that are not, though the server is
+        self.lacking: set[str] = set()  # models that are not, though the server is
         self.closed = 0
         self._clock = clock
 
@@ -76,10 +76,10 @@ class FakeUpstream:
             raise outcome
         return InferResponse(request.model, self.name, [])
 
-    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
+    async def unready(self, model: str, version: str, deadline: float) -> str:
         del version, deadline
         self.checked += 1
-        return self.ready and model not in self.unready
+        return "" if self.ready and model not in self.lacking else "it says so"
 
     async def close(self) -> None:
         self.closed += 1
@@ -186,7 +186,12 @@ class RouterHouse:
             fleet=self.fleet,
             attempts=self.attempts,
             shadowing=Shadowing(
-                most=2, timeout_s=1, metrics=counted, spawn=self.fleet.spawn, clock=self.clock
+                most=2,
+                most_bytes=1000,
+                timeout_s=1,
+                metrics=counted,
+                spawn=self.fleet.spawn,
+                clock=self.clock,
             ),
             settings=self.router_settings,
             retries=self.retries,

@@ -79,6 +79,7 @@ class Routing:
             ),
             shadowing=Shadowing(
                 most=settings.router.max_shadows,
+                most_bytes=settings.router.max_shadow_bytes,
                 timeout_s=settings.gateway.default_timeout_s,
                 metrics=endpoint_metrics,
                 spawn=self.fleet.spawn,

@@ -239,6 +239,11 @@ class EndpointFailed(HeadraceError):
     sent: bool = True
 
 
+def why(error: HeadraceError) -> str:
+    """What an operator is told of an error at an endpoint, and a client is not."""
+    return (error.reason if isinstance(error, EndpointFailed) else "") or error.message
+
+
 class EndpointBusy(HeadraceError):
     """An endpoint has no room: it said so, or its limit of connections or requests is reached."""
 

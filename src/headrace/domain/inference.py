@@ -7,12 +7,18 @@ from typing import Protocol
 
 import msgspec
 
+from headrace.domain.errors import HeadraceError
 from headrace.domain.standing import Standing
 from headrace.domain.tensors import NO_PARAMETERS, InferContent, Parameters, Tensor
 
 
 class Payload(Protocol):
     """A request's body as its wire received it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        ...
 
     def decode(self) -> InferContent:
         """Decode the whole body.
@@ -65,12 +71,29 @@ class InferRequest(msgspec.Struct):
         return self.content.parameters
 
     @property
+    def size_bytes(self) -> int:
+        """What it takes in memory, about."""
+        if self.payload is not None:
+            return self.payload.size_bytes
+        return sum(tensor.array.nbytes for tensor in self.content.inputs)
+
+    @property
     def rows(self) -> int | None:
         """See Payload.rows."""
         if self.decoded is None and self.payload is not None:
             return self.payload.rows()
         inputs = self.content.inputs
         return rows_of(list(inputs[0].array.shape) if inputs else [])
+
+    def may_repeat(self) -> bool:
+        """Whether asking twice is as good as once: of a sequence each request changes the next.
+
+        False also where the parameters cannot be read.
+        """
+        try:
+            return not self.parameters.get("sequence_id")
+        except HeadraceError:
+            return False
 
 
 def rows_of(shape: Sequence[int]) -> int:
@@ -88,6 +111,11 @@ class Answered(msgspec.Struct):
 
 class Reply(Protocol):
     """An answer's body as an endpoint sent it. A wire of the same form passes it on as it is."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        ...
 
     def decode(self) -> Answered:
         """Decode the whole body.

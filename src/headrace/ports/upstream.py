@@ -48,10 +48,10 @@ class Upstream(InferenceService, Protocol):
         """Requests that wait for a connection."""
         ...
 
-    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
-        """Ask whether a model is ready, or the server where `model` is "".
+    async def unready(self, model: str, version: str, deadline: float) -> str:
+        """Why a model is not ready, or the server where `model` is ""; "" where it is.
 
-        False where it says no, or says nothing by `deadline`. Raises nothing.
+        It says no, or nothing by `deadline`. For operators: it may hold addresses. Raises nothing.
         """
         ...
 

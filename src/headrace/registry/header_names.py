@@ -22,6 +22,18 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
+#: They speak of one body, its form or its sender's wishes for it: each hop writes its own.
+_OF_THE_MESSAGE: Final = frozenset(
+    {
+        "accept-encoding",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "inference-header-content-length",
+    }
+)
 #: A value that a route names is read by whoever may read routes.
 _CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key"})
 
@@ -40,6 +52,8 @@ def header_name(pointer: str, name: str) -> str:
     lower = name.lower()
     if lower in _HOP_BY_HOP:
         raise InvalidField(pointer, f"{lower} is about one connection: name another header")
+    if lower in _OF_THE_MESSAGE:
+        raise InvalidField(pointer, f"{lower} is about one message's form: name another header")
     if lower in _CREDENTIALS:
         raise InvalidField(pointer, f"{lower} holds credentials: name another header")
     return lower

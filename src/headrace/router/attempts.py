@@ -23,6 +23,7 @@ from headrace.domain.errors import (
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.resilience.backoff import RetrySettings, backoff_s
+from headrace.resilience.budget import Budget
 from headrace.router.endpoint_metrics import EndpointMetrics
 from headrace.router.lane import Lane
 from headrace.router.pool import Pool
@@ -34,6 +35,7 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 _EARLY_S: Final = 0.002  # timers of event loops may end so much before their time
 _AT_LEAST_S: Final = 0.001  # below it a hedge is another request rather than a second chance
+_TENANTS_KEPT: Final = 4096
 _LONGEST_WISH_S: Final = 30.0  # that an endpoint is left alone for, by its own Retry-After
 
 
@@ -54,6 +56,18 @@ class _Work(msgspec.Struct):
     request: InferRequest
     call: Call
     tried: list[Lane]  # in order, the last one last
+    error: HeadraceError | None = None  # what the attempts ended in that say most
+
+    @property
+    def failure(self) -> HeadraceError:
+        """What the attempts ended in; there was one at least."""
+        assert self.error is not None  # noqa: S101 - for the type checker
+        return self.error
+
+    def taken(self) -> HeadraceError:
+        """The failure, which is not held here any more."""
+        failure, self.error = self.failure, None
+        return failure
 
 
 class Attempts:
@@ -73,6 +87,7 @@ class Attempts:
         self._spawn = spawn
         self._clock = clock
         self._chance = chance
+        self._of_tenants: dict[str, Budget] = {}
 
     async def infer(
         self, pool: Pool, plan: Plan, request: InferRequest, call: Call
@@ -88,7 +103,10 @@ class Attempts:
         now = self._clock()
         if now >= call.deadline:  # what is late already is not begun
             raise DeadlineExceeded("the deadline passed before an endpoint was asked")
-        pool.group.retries.request(now)
+        group = pool.group
+        group.used_at = now
+        group.retries.request(now)
+        self._retries_of(call).request(now)
         lane = pool.pick(now, _key(plan, call))
         work: _Work | None = None
         try:
@@ -96,38 +114,65 @@ class Attempts:
                 return await self._attempt(pool, plan, request, call, lane, now)
             work = _Work(pool, plan, request, call, [lane])
             return await self._hedged(work, lane, now)
-        except HeadraceError as failed:
-            error = failed
-        return await self._again(work or _Work(pool, plan, request, call, [lane]), error)
+        except HeadraceError as error:
+            work = work or _Work(pool, plan, request, call, [lane])
+            work.error = error
+        return await self._again(work)
 
-    async def _again(self, work: _Work, error: HeadraceError) -> InferResponse:
+    async def _again(self, work: _Work) -> InferResponse:
         """Try at others, as long as that is allowed and of use."""
         pool, tried = work.pool, work.tried
-        while True:
-            wait_s = self._wait_s(work, error)
-            if wait_s is None:
-                raise _told(error, work.call, self._clock())
+        while (wait_s := self._wait_s(work)) is not None:
             if wait_s > 0:
                 await self._sleep(wait_s)
             now = self._clock()
             try:
                 lane = pool.pick(now, _key(work.plan, work.call), tried)
             except HeadraceError:  # what the attempt ended in says more than "none is ready"
-                if _was_sent(error):
-                    pool.group.retries.give_back(now)
-                raise _told(error, work.call, now) from None
+                if _was_sent(work.failure):
+                    self._give_back(work, now)
+                break
             tried.append(lane)
             self._metrics.retries(pool.model).value += 1
             try:
                 return await self._attempt(pool, work.plan, work.request, work.call, lane, now)
-            except HeadraceError as failed:
+            except HeadraceError as error:
                 # who has the model and fails says more than who does not have it
-                if not isinstance(failed, UnknownModel):
-                    error = failed
+                if not isinstance(error, UnknownModel):
+                    work.error = error
+        # not kept here: with this frame, which its traceback has, and the request in it, it would
+        # be a cycle that only the collector ends
+        raise _told(work.taken(), work.call, self._clock())
 
-    def _wait_s(self, work: _Work, error: HeadraceError) -> float | None:
+    def _retries_of(self, call: Call) -> Budget:
+        """A tenant's budget for all models together: each has a floor, and names are made up."""
+        tenant = call.principal.tenant
+        budget = self._of_tenants.get(tenant)
+        if budget is None:
+            if len(self._of_tenants) >= _TENANTS_KEPT:
+                self._of_tenants.clear()
+            settings = self._retries
+            budget = Budget(ratio=settings.budget_ratio, floor=settings.budget_floor)
+            self._of_tenants[tenant] = budget
+        return budget
+
+    def _spend(self, work: _Work, now: float) -> bool:
+        """Take a retry out of the model's budget, and out of the tenant's."""
+        of_model = work.pool.group.retries
+        if not of_model.spend(now):
+            return False
+        if self._retries_of(work.call).spend(now):
+            return True
+        of_model.give_back(now)
+        return False
+
+    def _give_back(self, work: _Work, now: float) -> None:
+        work.pool.group.retries.give_back(now)
+        self._retries_of(work.call).give_back(now)
+
+    def _wait_s(self, work: _Work) -> float | None:
         """Seconds before the next attempt; None where there is to be none."""
-        pool, tried = work.pool, work.tried
+        pool, tried, error = work.pool, work.tried, work.failure
         if len(tried) >= work.plan.max_attempts or not may_retry(error):
             return None
         now = self._clock()
@@ -141,10 +186,10 @@ class Attempts:
             return None
         if not elsewhere and not pool.admits(now + wait_s):  # nobody waits to hear of it
             return None
-        if not _idempotent(work.request):
+        if not work.request.may_repeat():
             return None
         # who could not be reached was not burdened: the budget is there to spare endpoints
-        if _was_sent(error) and not pool.group.retries.spend(now):
+        if _was_sent(error) and not self._spend(work, now):
             self._metrics.refused_retries(pool.model).value += 1
             return None
         return wait_s
@@ -157,14 +202,25 @@ class Attempts:
         delay_s = group.window.percentile(plan.hedge_percentile, now)
         if delay_s is None:  # too little is known of the model to say what is long
             return await self._attempt(pool, plan, request, call, lane, now)
+        outcome = await self._race(work, lane, delay_s)
+        if isinstance(outcome, InferResponse):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # its traceback has this frame, see `_again`
+
+    async def _race(self, work: _Work, lane: Lane, delay_s: float) -> _Outcome:
+        """The first answer of an attempt and its hedge, or what the last of them failed with."""
+        pool = work.pool
         first = self._spawn(self._outcome(work, lane))
         running = {first}
+        outcome: _Outcome | None = None
         try:
             await asyncio.wait(running, timeout=max(delay_s, _AT_LEAST_S))
             if not first.done() and (second := self._hedge_lane(work, lane)) is not None:
                 work.tried.append(second)
                 running.add(self._spawn(self._outcome(work, second)))
-            outcome: _Outcome | None = None
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -173,8 +229,8 @@ class Attempts:
                         if task is not first:
                             self._metrics.hedges_won(pool.model).value += 1
                         return outcome
-            assert isinstance(outcome, Exception)  # noqa: S101 - the first has ended
-            raise outcome
+            assert outcome is not None  # noqa: S101 - the first has ended
+            return outcome
         finally:
             for task in running:
                 task.cancel()
@@ -182,7 +238,7 @@ class Attempts:
     def _hedge_lane(self, work: _Work, lane: Lane) -> Lane | None:
         """Where a hedge goes; None where there is to be none."""
         now, pool = self._clock(), work.pool
-        if not pool.has_other(now, (lane,)) or not _idempotent(work.request):
+        if not pool.has_other(now, (lane,)) or not work.request.may_repeat():
             return None
         if not pool.group.hedges.spend(now):
             self._metrics.refused_hedges(pool.model).value += 1
@@ -237,12 +293,20 @@ class Attempts:
         ended = self._clock()
         seconds = ended - begun
         self._metrics.count(lane, error.code, seconds)
-        judged = verdict(error, seconds=seconds, usual_s=lane.usual_s, wished=wished)
+        judged = verdict(
+            error,
+            seconds=seconds,
+            usual_s=lane.usual_s,
+            wished=wished,
+            others_answered=lane.answered_at > begun,
+        )
         if judged.failed is None:
             lane.breaker.released(ticket)
         elif judged.failed:
+            # what fails after its breaker opened is known: an ejection would outlast the breaker
+            if lane.breaker.closed:
+                lane.tally.failed(ended)
             lane.breaker.failed(ticket, ended)
-            lane.tally.failed(ended)
             self._metrics.log_failure(lane, error)
             if isinstance(error, EndpointTimeout):
                 lane.timed_out(seconds, ended)
@@ -250,7 +314,7 @@ class Attempts:
             lane.breaker.succeeded(ticket, ended)
             lane.tally.succeeded(seconds)
         if error.retry_after_s is not None and judged.retry:
-            wait_s = min(error.retry_after_s, _LONGEST_WISH_S)
+            wait_s = error.retry_after_s = min(error.retry_after_s, _LONGEST_WISH_S)
             lane.not_before = max(lane.not_before, ended + wait_s)
 
     async def _sleep(self, seconds: float) -> None:
@@ -278,14 +342,6 @@ def _key(plan: Plan, call: Call) -> str:
 
 def _was_sent(error: HeadraceError) -> bool:
     return not isinstance(error, EndpointFailed) or error.sent
-
-
-def _idempotent(request: InferRequest) -> bool:
-    """Whether asking twice is as good as once: of a sequence each request changes what follows."""
-    try:
-        return not request.parameters.get("sequence_id")
-    except HeadraceError:
-        return False
 
 
 def _told(error: HeadraceError, call: Call, now: float) -> HeadraceError:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from headrace.domain.catalog import Target
-from headrace.domain.errors import EndpointFailed, HeadraceError
+from headrace.domain.errors import HeadraceError, why
 from headrace.ports.endpoint_states import BreakerPhase
 from headrace.router.lane import UNPROVEN, Lane
 from headrace.router.member import Member
-from headrace.telemetry.metrics import Counter, Histogram, Metrics
+from headrace.telemetry.metrics import Counter, CounterFamily, Histogram, Metrics
 
 _logger = logging.getLogger(__name__)
 _LANE: Final = ("tenant", "endpoint", "address", "model")
 _MEMBER: Final = ("tenant", "endpoint", "address")
 _ROUTE: Final = ("tenant", "route", "target")
+_Labels: TypeAlias = tuple[str, str, str, str]
 _PHASES: Final[dict[BreakerPhase, int]] = {"closed": 0, "half-open": 1, "open": 2}
 _LOG_EVERY_S: Final = 1.0
+_MOST_LANES: Final = 10_000  # every tenant's endpoints share a family's bound
 
 
 class EndpointMetrics:
@@ -30,12 +32,13 @@ class EndpointMetrics:
             "headrace_endpoint_attempts_total",
             "Attempts at endpoints by outcome (ok, an error's code, or cancelled).",
             (*_LANE, "outcome"),
-            max_children=10_000,
+            max_children=_MOST_LANES,
         )
         self._seconds = metrics.histogram(
             "headrace_endpoint_seconds",
             "Time of an attempt, whatever its outcome.",
             _LANE,
+            max_children=_MOST_LANES,
         )
         self._retries = metrics.counter(
             "headrace_endpoint_retries_total", "Attempts after a request's first.", ("model",)
@@ -60,18 +63,28 @@ class EndpointMetrics:
             "headrace_breaker_state",
             "State of a circuit breaker: 0 closed, 1 half-open, 2 open.",
             _LANE,
+            max_children=_MOST_LANES,
         )
         self._transitions = metrics.counter(
-            "headrace_breaker_transitions_total", "Turns of circuit breakers.", (*_LANE, "to")
+            "headrace_breaker_transitions_total",
+            "Turns of circuit breakers.",
+            (*_LANE, "to"),
+            max_children=_MOST_LANES,
         )
         self._ejections = metrics.counter(
             "headrace_endpoint_ejections_total",
             "Ejections of endpoints whose outcomes fell behind their peers', by reason.",
             (*_LANE, "reason"),
+            max_children=_MOST_LANES,
         )
         self._ejected = metrics.gauge(
-            "headrace_endpoint_ejected", "1 while an endpoint is ejected for a model.", _LANE
+            "headrace_endpoint_ejected",
+            "1 while an endpoint is ejected for a model.",
+            _LANE,
+            max_children=_MOST_LANES,
         )
+        #: What there is of each lane besides its gauges, by its labels: to be removed with it.
+        self._counted: dict[_Labels, set[tuple[CounterFamily, str]]] = {}
         self._healthy = metrics.gauge(
             "headrace_endpoint_healthy", "1 while active checks find an address well.", _MEMBER
         )
@@ -109,11 +122,14 @@ class EndpointMetrics:
         )
 
     def count(self, lane: Lane, outcome: str, seconds: float) -> None:
-        """Count one attempt."""
+        """Count one attempt; not where its lane left and what is counted of it with it."""
         pair = lane.children.get(outcome)
         if pair is None:
+            if lane not in lane.member.lanes.values():
+                return
             labels = self._labels(lane)
-            pair = (self._attempts.labels(*labels, outcome), self._seconds.labels(*labels))
+            attempts = self._child(self._attempts, labels, outcome)
+            pair = (attempts, self._seconds.labels(*labels))
             lane.children[outcome] = pair
         pair[0].value += 1
         pair[1].observe(seconds)
@@ -124,9 +140,8 @@ class EndpointMetrics:
         if now - member.logged_at < _LOG_EVERY_S:
             return
         member.logged_at = now
-        reason = error.reason if isinstance(error, EndpointFailed) else ""
         _logger.warning(
-            "an attempt at endpoint %s failed: %s", lane.name, reason or error.message,
+            "an attempt at endpoint %s failed: %s", lane.name, why(error),
             extra={"model": lane.model, "code": error.code},
         )  # fmt: skip
 
@@ -156,11 +171,11 @@ class EndpointMetrics:
 
     def turned(self, lane: Lane) -> None:
         """Count a turn of a lane's breaker."""
-        self._transitions.labels(*self._labels(lane), lane.breaker.phase).value += 1
+        self._child(self._transitions, self._labels(lane), lane.breaker.phase).value += 1
 
     def ejected(self, lane: Lane, reason: str) -> None:
         """Count an ejection."""
-        self._ejections.labels(*self._labels(lane), reason).value += 1
+        self._child(self._ejections, self._labels(lane), reason).value += 1
 
     def routed(self, tenant: str, route: str, label: str, outcome: str, seconds: float) -> None:
         """Count one request of a route, by the label of its target."""
@@ -186,9 +201,8 @@ class EndpointMetrics:
 
     def left(self, lane: Lane) -> None:
         """Show a lane no longer."""
-        labels = self._labels(lane)
-        self._breaker.remove(*labels)
-        self._ejected.remove(*labels)
+        # not by its label, by which others are counted too, and which follows what is listed now
+        self._remove((*_member_labels(lane.member), lane.model))
 
     def observe(self, member: Member) -> None:
         """Set an address's gauges; for a scrape."""
@@ -208,9 +222,21 @@ class EndpointMetrics:
         labels = _member_labels(member)
         for family in (self._healthy, self._in_flight, self._connections, self._pending):
             family.remove(*labels)
+        self._remove((*labels, UNPROVEN))
+
+    def _child(self, family: CounterFamily, labels: _Labels, last: str) -> Counter:
+        self._counted.setdefault(labels, set()).add((family, last))
+        return family.labels(*labels, last)
+
+    def _remove(self, labels: _Labels) -> None:
+        self._breaker.remove(*labels)
+        self._ejected.remove(*labels)
+        self._seconds.remove(*labels)
+        for family, last in self._counted.pop(labels, ()):
+            family.remove(*labels, last)
 
     @staticmethod
-    def _labels(lane: Lane) -> tuple[str, str, str, str]:
+    def _labels(lane: Lane) -> _Labels:
         return (*_member_labels(lane.member), lane.label)
 
 

@@ -196,7 +196,9 @@ class Fleet:
     def _follow(self) -> None:
         """Make the stations what the catalogue says."""
         wanted = {endpoint.key: endpoint for endpoint in self._catalogue.every_endpoint()}
+        touched: set[Scope] = set()
         for key in self._stations.keys() - wanted.keys():
+            touched.add(self._scope(key))
             self._close_station(self._stations.pop(key))
         for key, endpoint in wanted.items():
             station = self._stations.get(key)
@@ -204,13 +206,16 @@ class Fleet:
                 self._stations[key] = _Station(endpoint)
                 self._begin(self._stations[key])
             elif station.endpoint != endpoint:
+                touched.add(self._scope(key))
                 station.moved |= _reached_by(station.endpoint) != _reached_by(endpoint)
                 station.endpoint = endpoint
                 for member in station.members.values():
                     member.update(endpoint)
+                    self._groups.update(member)
                 if station.moved:
                     self._begin(station)
-        self._groups.refresh()
+        for scope in touched:
+            self._groups.changed(scope)
         self._tell()
 
     def _begin(self, station: _Station) -> None:
@@ -269,7 +274,7 @@ class Fleet:
         for address in new:
             self._add(station, address, sites[address])
         if gone or new:
-            self._groups.refresh()
+            self._groups.changed(self._scope(station.endpoint.key))
         self._tell()
 
     def _add(self, station: _Station, address: str, site: Site | None) -> None:
@@ -308,6 +313,9 @@ class Fleet:
             # the settings' endpoints are nobody's own, also where they bear the operator's name
             if (key in self._shared) if scope == EVERYBODY else self._owns(scope, key):
                 yield station
+
+    def _scope(self, key: Key) -> Scope:
+        return EVERYBODY if key in self._shared else key[0]
 
     def _owns(self, tenant: str, key: Key) -> bool:
         return key[0] == tenant and key not in self._shared

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -25,11 +25,10 @@ from headrace.router.settings import HedgingSettings, RouterSettings
 Scope: TypeAlias = str
 EVERYBODY: Final[Scope] = ""
 Labels: TypeAlias = frozenset[tuple[str, str]]
-_PoolKey: TypeAlias = tuple[Scope, str, Labels, str, bool]
 
 IN_PROCESS: Final = "in-process"
-_MAX_GROUPS: Final = 4096  # names of models come from clients where an endpoint serves any
-_ROOM: Final = 256  # of them go at once: making room costs the same for one
+_MOST_UNLISTED: Final = 256  # of a scope: clients make names up where an endpoint serves any
+_ROOM: Final = 32  # of them go at once: making room costs the same for one
 _PHASE_EVENTS: Final[Mapping[str, EventKind]] = {
     "open": "breaker-opened",
     "half-open": "breaker-half-open",
@@ -37,8 +36,31 @@ _PHASE_EVENTS: Final[Mapping[str, EventKind]] = {
 }
 
 
+class _Scoped:
+    """The groups of one scope, by model, and the endpoints that they are taken from."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, Group] = {}
+        self.revision = 0  # one more with each change of the endpoints
+        self.stale = True
+        self.members: Sequence[Member] = ()
+        self.listed: AbstractSet[str] = frozenset()  # models that an endpoint lists
+
+    def refresh(self, members: Iterable[Member]) -> None:
+        """Take over which members there are."""
+        self.members = list(members)
+        self.listed = {model for member in self.members for model in member.endpoint.models}
+        self.stale = False
+
+
 class Groups:
-    """Groups and their pools, made when first asked for; the least recently asked for go first.
+    """Groups and their pools, made when first asked for.
+
+    A group takes a change of endpoints over when it is next asked for: one change, or many, would
+    otherwise cost as much as there are models at once. What goes, goes at once.
+
+    What an endpoint lists is kept. Of other names each scope keeps a number: those that nobody has
+    ever answered for go first, then those that were used least recently.
 
     `members` answers every address of a scope.
     """
@@ -67,18 +89,28 @@ class Groups:
         self._events = events
         self._clock = clock
         self._chance = chance
-        self._groups: OrderedDict[tuple[Scope, str], Group] = OrderedDict()
-        self._pools: dict[_PoolKey, Pool] = {}
+        self._scopes: dict[Scope, _Scoped] = {}
 
     def pool(
         self, scope: Scope, model: str, labels: Labels, *, balanced: Balancer, catch_all: bool
     ) -> tuple[Pool, bool]:
         """The endpoints for a model, and whether others had to go to make room for it."""
-        key = (scope, model, labels, balanced, catch_all)
-        group, made_room = self._group(scope, model)
-        pool = self._pools.get(key)
+        scoped = self._scopes.get(scope)
+        if scoped is None:
+            scoped = self._scopes[scope] = _Scoped()
+        if scoped.stale:
+            scoped.refresh(self._members(scope))
+        made_room = False
+        group = scoped.groups.get(model)
+        if group is None:
+            made_room = model not in scoped.listed and self._make_room(scope, scoped)
+            group = scoped.groups[model] = self._group(model)
+        if group.revision != scoped.revision:
+            self._fill(scope, scoped, group)
+        key = (labels, balanced, catch_all)
+        pool = group.pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(
+            pool = group.pools[key] = Pool(
                 group,
                 partial(serves, model=model, labels=labels, catch_all=catch_all),
                 balancer(balanced, self._chance),
@@ -87,70 +119,97 @@ class Groups:
             )
         return pool, made_room
 
-    def refresh(self) -> None:
-        """Take over which members there are, and what they serve."""
-        for (scope, _), group in self._groups.items():
-            self._fill(scope, group)
-        for pool in self._pools.values():
-            pool.refresh()
+    def changed(self, scope: Scope) -> None:
+        """Endpoints of a scope came, went, or serve something else. Pools are to be asked again."""
+        scoped = self._scopes.get(scope)
+        if scoped is None:
+            return
+        scoped.revision += 1
+        scoped.stale = True
+        if next(iter(self._members(scope)), None) is None:  # such as those of a tenant that left
+            del self._scopes[scope]
 
     def sweep(self) -> None:
         """Compare peers, and let those return whose ejection is over."""
         now = self._clock()
-        for group in list(self._groups.values()):
-            group.outliers.sweep(now)
+        for scoped in list(self._scopes.values()):
+            for group in list(scoped.groups.values()):
+                group.outliers.sweep(now)
+
+    def update(self, member: Member) -> None:
+        """Take an address out of the groups whose models it serves no more."""
+        models = member.endpoint.models
+        gone = [key for key in member.lanes if models and key[1] not in models]
+        self._leave(member, gone)
 
     def remove(self, member: Member) -> None:
         """Take an address out of every group. What is under way there turns nobody's breaker."""
-        for group in self._groups.values():
-            if (lane := group.lanes.pop(member, None)) is not None:
-                self._drop(group, lane)
-        member.lanes.clear()
+        self._leave(member, list(member.lanes))
 
-    def _group(self, scope: Scope, model: str) -> tuple[Group, bool]:
-        group = self._groups.get((scope, model))
-        if group is not None:
-            self._groups.move_to_end((scope, model))
-            return group, False
-        group = self._groups[scope, model] = Group(
+    def _leave(self, member: Member, keys: Iterable[tuple[Scope, str]]) -> None:
+        for key in keys:
+            lane = member.lanes.pop(key)
+            scope, model = key
+            group = self._scopes[scope].groups[model]
+            del group.lanes[member]
+            # at once, since requests that hold a pool must not be sent where connections close
+            for pool in group.pools.values():
+                pool.leave((lane,))
+            self._drop(group, lane)
+
+    def _group(self, model: str) -> Group:
+        group = Group(
             model,
-            outliers=Outliers(self._outliers, changed=self._judged),
+            outliers=Outliers(
+                self._outliers, changed=lambda tally, reason: self._judged(group, tally, reason)
+            ),
             retries=Budget(ratio=self._retries.budget_ratio, floor=self._retries.budget_floor),
             hedges=Budget(ratio=self._hedging.budget_ratio, floor=0),
+            now=self._clock(),
         )
-        self._fill(scope, group)
-        if len(self._groups) <= _MAX_GROUPS:
-            return group, False
-        for _ in range(_ROOM):
-            oldest, old = self._groups.popitem(last=False)
-            for member, lane in old.lanes.items():
-                member.lanes.pop(oldest, None)
-                self._drop(old, lane)
-        self._pools = {key: pool for key, pool in self._pools.items() if key[:2] in self._groups}
-        return group, True
+        return group
 
-    def _fill(self, scope: Scope, group: Group) -> None:
+    def _make_room(self, scope: Scope, scoped: _Scoped) -> bool:
+        """Drop names that no endpoint lists where there are as many as are kept.
+
+        What is under way for them ends as it would have, and is noted by nobody.
+        """
+        groups = scoped.groups
+        if len(groups) < _MOST_UNLISTED:
+            return False
+        unlisted = [group for model, group in groups.items() if model not in scoped.listed]
+        if len(unlisted) < _MOST_UNLISTED:
+            return False
+        unlisted.sort(key=lambda group: (group.proven, group.used_at))
+        for group in unlisted[: len(unlisted) - _MOST_UNLISTED + _ROOM]:
+            del groups[group.model]
+            for member, lane in group.lanes.items():
+                del member.lanes[scope, group.model]
+                self._metrics.left(lane)
+        return True
+
+    def _fill(self, scope: Scope, scoped: _Scoped, group: Group) -> None:
         """Give the group a lane at every address that serves its model."""
         model = group.model
-        members = [
-            member
-            for member in self._members(scope)
-            if model in member.endpoint.models or not member.endpoint.models
-        ]
-        for member in group.lanes.keys() - set(members):
-            member.lanes.pop((scope, model), None)
-            self._drop(group, group.lanes.pop(member))
-        for member in members:
-            if member not in group.lanes:
-                group.lanes[member] = member.lanes[scope, model] = self._lane(group, member)
+        for member in scoped.members:
+            served = member.endpoint.models
+            if member not in group.lanes and (not served or model in served):
+                lane = self._lane(scope, group, member)
+                group.lanes[member] = member.lanes[scope, model] = lane
+        for pool in group.pools.values():
+            pool.refresh()
+        group.revision = scoped.revision
 
-    def _lane(self, group: Group, member: Member) -> Lane:
+    def _lane(self, scope: Scope, group: Group, member: Member) -> Lane:
         now = self._clock()
         lane = Lane(
             member,
             group.model,
             breaker=Breaker(
-                self._breaker, now=now, chance=self._chance, changed=lambda _: self._turned(lane)
+                self._breaker,
+                now=now,
+                chance=self._chance,
+                changed=lambda _: self._turned(scope, lane),
             ),
             tally=group.outliers.join(member.name),
             slow_start_s=self._router.slow_start_s,
@@ -162,9 +221,9 @@ class Groups:
         group.outliers.leave(lane.tally)
         self._metrics.left(lane)
 
-    def _turned(self, lane: Lane) -> None:
+    def _turned(self, scope: Scope, lane: Lane) -> None:
         breaker = lane.breaker
-        if lane not in lane.member.lanes.values():  # it left with requests under way
+        if lane.member.lanes.get((scope, lane.model)) is not lane:  # it left, requests under way
             return
         self._metrics.turned(lane)
         detail = ""
@@ -176,9 +235,8 @@ class Groups:
             lane.begun = self._clock()
         self._tell(lane, _PHASE_EVENTS[breaker.phase], detail)
 
-    def _judged(self, tally: Tally, reason: str) -> None:
-        lanes = (lane for group in self._groups.values() for lane in group.lanes.values())
-        lane = next((each for each in lanes if each.tally is tally), None)
+    def _judged(self, group: Group, tally: Tally, reason: str) -> None:
+        lane = next((each for each in group.lanes.values() if each.tally is tally), None)
         if lane is None:
             return
         if reason:

@@ -47,25 +47,26 @@ class HealthWatch:
             await asyncio.sleep(member.checks.next_in_s())
 
     async def _ask(self, member: Member) -> None:
-        ready = await self._is_ready(member, "")
-        self._said(member, "", member.checks, ready=ready)
-        models = list(member.model_checks.items()) if ready else []
+        problem = await self._problem(member, "")
+        self._said(member, "", member.checks, problem)
+        models = [] if problem else list(member.model_checks.items())
         for start in range(0, len(models), _AT_ONCE):
             part = models[start : start + _AT_ONCE]
-            answers = await asyncio.gather(*(self._is_ready(member, model) for model, _ in part))
-            for (model, checks), answer in zip(part, answers, strict=True):
-                self._said(member, model, checks, ready=answer)
+            problems = await asyncio.gather(*(self._problem(member, model) for model, _ in part))
+            for (model, checks), found in zip(part, problems, strict=True):
+                self._said(member, model, checks, found)
 
-    async def _is_ready(self, member: Member, model: str) -> bool:
+    async def _problem(self, member: Member, model: str) -> str:
         deadline = self._clock() + self._settings.timeout_s
-        return await member.upstream.is_ready(model, "", deadline)
+        return await member.upstream.unready(model, "", deadline)
 
-    def _said(self, member: Member, model: str, checks: HealthChecks, *, ready: bool) -> None:
-        """Note what `member` said of a model, or of itself where `model` is ""."""
+    def _said(self, member: Member, model: str, checks: HealthChecks, problem: str) -> None:
+        """Note what was found of a model at `member`, or of itself where `model` is ""."""
+        ready = not problem
         if not checks.said(ready):
             return
         kind: EventKind = "healthy" if ready else "unhealthy"
-        self._events.add(member.endpoint, kind, address=member.address, model=model)
+        self._events.add(member.endpoint, kind, address=member.address, model=model, detail=problem)
         if ready:
             for lane in member.lanes.values():
                 if model in {"", lane.model}:

@@ -23,9 +23,10 @@ class InProcess:
     def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
         return self._models.infer(request, call)
 
-    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
+    async def unready(self, model: str, version: str, deadline: float) -> str:
         del deadline  # the answer is known
-        return not model or self._models.obstacle(self._tenant, model, version) is None
+        obstacle = self._models.obstacle(self._tenant, model, version) if model else None
+        return "" if obstacle is None else obstacle.message
 
     async def close(self) -> None:
         """Nothing is held."""

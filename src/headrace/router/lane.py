@@ -25,6 +25,7 @@ class Lane:
     __slots__ = (
         "_latency",
         "_slow_start_s",
+        "answered_at",
         "begun",
         "breaker",
         "children",
@@ -54,6 +55,7 @@ class Lane:
         self.tally = tally
         self.not_before = -math.inf  # what the endpoint asked for itself, by Retry-After
         self.begun = now  # when it came, or came back
+        self.answered_at = -math.inf
         self.proven = False  # whether it has ever answered
         #: Seconds that answers usually take; 0 before the first. What never ended is not in it.
         self.usual_s = 0.0
@@ -85,6 +87,7 @@ class Lane:
 
     def answered(self, seconds: float, now: float) -> None:
         """Note how long an answer took."""
+        self.answered_at = now
         if self.proven:
             self.usual_s += (seconds - self.usual_s) * _NEWEST
         else:

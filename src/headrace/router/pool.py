@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from headrace.domain.catalog import Endpoint
 from headrace.domain.errors import EndpointBusy, HeadraceError, NoReadyEndpoint
@@ -17,18 +17,30 @@ from headrace.telemetry.metrics import Counter
 
 _RETRY_AFTER_S: Final = 1.0
 _WHOLE: Final = 100.0
+#: Labels of endpoints, balancer, and whether endpoints count that serve whatever is asked.
+PoolKey: TypeAlias = tuple[frozenset[tuple[str, str]], str, bool]
 
 
 class Group:
     """A model at all the addresses that serve it: peers, whose attempts share one budget."""
 
-    def __init__(self, model: str, *, outliers: Outliers, retries: Budget, hedges: Budget) -> None:
+    def __init__(
+        self, model: str, *, outliers: Outliers, retries: Budget, hedges: Budget, now: float
+    ) -> None:
         self.model = model
+        self.used_at = now  # monotonic seconds: when a request came for it last
+        self.revision = -1  # of the endpoints that its lanes are taken from
         self.outliers = outliers
         self.retries = retries
         self.hedges = hedges
         self.window = LatencyWindow()
         self.lanes: dict[Member, Lane] = {}
+        self.pools: dict[PoolKey, Pool] = {}
+
+    @property
+    def proven(self) -> bool:
+        """Whether anybody has ever answered for the model."""
+        return any(lane.proven for lane in self.lanes.values())
 
 
 class Pool:
@@ -56,6 +68,10 @@ class Pool:
         """Take over what the group has now."""
         wanted = self._wanted
         self._lanes = [lane for member, lane in self.group.lanes.items() if wanted(member.endpoint)]
+
+    def leave(self, gone: Collection[Lane]) -> None:
+        """Do without these from now on."""
+        self._lanes = [lane for lane in self._lanes if lane not in gone]
 
     @property
     def lanes(self) -> Sequence[Lane]:
@@ -121,7 +137,7 @@ class Pool:
     def _refusal(self, now: float) -> HeadraceError:
         lanes, model = self._lanes, self.model
         if not lanes:
-            msg = f"model '{model}' has no endpoint that could be reached"
+            msg = f"no endpoint with an address serves model '{model}', with the labels asked for"
             return NoReadyEndpoint(msg, retry_after_s=_RETRY_AFTER_S)
         full = [lane.member.in_flight >= lane.member.max_in_flight for lane in lanes]
         if all(full):

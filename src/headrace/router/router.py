@@ -2,7 +2,8 @@
 
 Under a name that a tenant asks for, the first of these answers: its route, its endpoints that list
 the model, its registered model, the settings' endpoints that list it, the folder's model, and
-endpoints that list none and so serve anything.
+endpoints that list none and so serve anything. For the operator's tenant the settings' endpoints go
+before registered models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.domain.calls import Call, known_name
+from headrace.domain.calls import OPERATOR, Call, known_name
 from headrace.domain.catalog import Key, Route, RoutePolicy, Target
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
@@ -345,10 +346,14 @@ class Router:
             return None, False
         if fleet.serves(tenant, model, catch_all=False):
             return fleet.pool(tenant, model, balanced=balanced, catch_all=False), False
-        if entry is not None and entry.versions:
-            return None, False
-        if fleet.serves(EVERYBODY, model, catch_all=False):
+        registered = entry is not None and bool(entry.versions)
+        # the settings are the operator's: its endpoints there are as good as its own
+        if (tenant == OPERATOR or not registered) and fleet.serves(
+            EVERYBODY, model, catch_all=False
+        ):
             return fleet.pool(EVERYBODY, model, balanced=balanced, catch_all=False), False
+        if registered:
+            return None, False
         for scope in (tenant, EVERYBODY):
             if fleet.serves(scope, model, catch_all=True):
                 return fleet.pool(scope, model, balanced=balanced, catch_all=True), True

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Final
+
 import msgspec
 
 from headrace.domain.catalog import Balancer
+
+_LOWEST: Final = 50  # percentile after which a hedge is sent; below it most requests had one
+_HIGHEST: Final = 99.99
 
 
 class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,17 +31,25 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     slow_start_s: float = 10.0
     #: Where fewer than this percentage of a model's endpoints are sound, the unsound are asked too:
     #: rather the checks are wrong than nobody answers. 0: never.
-    panic_percent: float = 50.0
+    panic_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 50.0
     #: Seconds between look-ups of endpoints' names.
     dns_refresh_s: float = 5.0
     #: Copies of requests that may be under way to shadows; one more is dropped and counted.
     max_shadows: int = 64
+    #: Bytes of requests and answers that these copies may hold in memory together.
+    max_shadow_bytes: int = 64 * 1024 * 1024
 
 
 class HedgingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A second attempt elsewhere, beside one that takes long; the first answer counts."""
 
-    #: After how long: this percentile of a model's latencies, as 95. 0: never.
+    #: After how long: this percentile of a model's latencies, as 95; from 50 to 99.99. 0: never.
     percentile: float = 0.0
     #: Hedges as a share of requests, at most.
     budget_ratio: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.percentile and not _LOWEST <= self.percentile <= _HIGHEST:
+            raise ValueError(
+                f"percentile must be 0, or from {_LOWEST} to {_HIGHEST}, got {self.percentile}"
+            )

@@ -32,6 +32,14 @@ class Answered(msgspec.Struct, frozen=True):
     outputs: Reply | list[Tensor]
     ask: Ask
 
+    @property
+    def size_bytes(self) -> int:
+        """What a copy holds in memory while it is under way, about."""
+        outputs = self.outputs
+        if isinstance(outputs, list):
+            return self.request.size_bytes + sum(each.array.nbytes for each in outputs)
+        return self.request.size_bytes + outputs.size_bytes
+
 
 class Shadowing:
     """Sends copies once the client has its answer, so that nobody waits for them."""
@@ -40,29 +48,35 @@ class Shadowing:
         self,
         *,
         most: int,
+        most_bytes: int,
         timeout_s: float,
         metrics: EndpointMetrics,
         spawn: Spawn,
         clock: Callable[[], float],
     ) -> None:
         self._most = most
+        self._most_bytes = most_bytes
         self._timeout_s = timeout_s
         self._metrics = metrics
         self._spawn = spawn
         self._clock = clock
         self._under_way = 0
+        self._held_bytes = 0
 
     def copy(self, answered: Answered, targets: Sequence[Target]) -> None:
         """Begin to ask `targets` the same. Never raises."""
+        size_bytes = answered.size_bytes
         for target in targets:
-            if self._under_way >= self._most:
+            room = self._held_bytes + size_bytes <= self._most_bytes
+            if self._under_way >= self._most or not room:
                 tenant = answered.call.principal.tenant
                 self._metrics.shadowed(tenant, answered.route, target, "dropped")
                 continue
             self._under_way += 1
-            self._spawn(self._compare(answered, target))
+            self._held_bytes += size_bytes
+            self._spawn(self._compare(answered, target, size_bytes))
 
-    async def _compare(self, answered: Answered, target: Target) -> None:
+    async def _compare(self, answered: Answered, target: Target, size_bytes: int) -> None:
         call, route, begun = answered.call, answered.route, self._clock()
         tenant = call.principal.tenant
         try:
@@ -75,6 +89,7 @@ class Shadowing:
             outcome = HeadraceError.code
         finally:
             self._under_way -= 1
+            self._held_bytes -= size_bytes
         self._metrics.shadowed(tenant, route, target, outcome)
 
     async def _outcome(self, answered: Answered, target: Target, now: float) -> str:

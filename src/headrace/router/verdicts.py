@@ -18,6 +18,8 @@ from headrace.domain.errors import (
 #: A timeout says nothing of an endpoint that usually takes about as long, or that had no time.
 _LEAST_S: Final = 0.05
 _USUAL: Final = 2.0
+#: A caller that gives an endpoint less than this says nothing of it.
+_LEAST_WISHED_S: Final = 1.0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -34,22 +36,29 @@ _TOO_LATE: Final = Verdict(failed=None, retry=False)
 
 
 def verdict(
-    error: HeadraceError, *, seconds: float, usual_s: float, wished: bool = False
+    error: HeadraceError,
+    *,
+    seconds: float,
+    usual_s: float,
+    wished: bool = False,
+    others_answered: bool = False,
 ) -> Verdict:
     """Judge an attempt that took `seconds` and ended in `error`.
 
     `usual_s` is what answers take there, 0 where there was none; `wished` is whether the time that
-    it had was the caller's choice.
+    it had was the caller's choice, and `others_answered` whether the endpoint has answered other
+    requests meanwhile.
 
     What an endpoint says of the client's request shows that it is well. A deadline that was too
-    short to begin with is the client's, and must open no breaker.
+    short to begin with is the client's, and must open no breaker: a request may take longer than
+    most, and its caller ask for it again and again.
     """
     if isinstance(error, (EndpointFailed, ModelFailed)):
         return _FAILED
     if isinstance(error, EndpointTimeout):
-        if seconds < max(_LEAST_S, _USUAL * usual_s) or (wished and not usual_s):
+        if wished and (others_answered or not usual_s or seconds < _LEAST_WISHED_S):
             return _NO_WORD
-        return _FAILED
+        return _FAILED if seconds >= max(_LEAST_S, _USUAL * usual_s) else _NO_WORD
     if isinstance(error, UnknownModel) or error.retryable:  # it has no room, or not the model
         return _NO_WORD
     return _TOO_LATE if isinstance(error, DeadlineExceeded) else _FINE

@@ -448,6 +448,8 @@ async def test_rows_are_what_the_first_axis_of_a_batch_says(
 class Packed:
     """A body that is compressed, and tells when somebody undoes that."""
 
+    size_bytes = 0
+
     def __init__(self, rows: int | None = 3) -> None:
         self.unpacked = False
         self._rows = rows

@@ -57,6 +57,23 @@ def test_a_header_of_one_connection_or_with_credentials_is_not_looked_at(name: s
         header_name("/x", name)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Accept-Encoding",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Expect",
+        "Host",
+        "Inference-Header-Content-Length",
+    ],
+)
+def test_a_header_of_one_messages_form_is_not_looked_at(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name.lower()} is about one message's form"):
+        header_name("/x", name)
+
+
 def test_what_was_stored_before_routes_had_rules_is_read_as_it_was_meant() -> None:
     times = {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"}
     target = {"model": "a", "version": "1", "weight": 2.0}

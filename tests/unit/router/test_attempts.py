@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from headrace.domain.errors import (
     EndpointBusy,
     EndpointFailed,
     EndpointTimeout,
+    HeadraceError,
     InvalidRequest,
     NoReadyEndpoint,
     UnknownModel,
@@ -396,3 +401,81 @@ async def test_a_request_of_a_sequence_is_not_hedged() -> None:
         for task in (request, later):
             task.cancel()
         await asyncio.wait([request, later])
+
+
+class Watched:
+    """A body that tells when it is gone."""
+
+    size_bytes = 1
+
+    def parameters(self) -> dict[str, object]:
+        return {}
+
+    def rows(self) -> None:
+        return None
+
+    def decode(self) -> InferContent:
+        return InferContent([])
+
+
+async def raising(make: Callable[[], Exception]) -> InferResponse:
+    raise make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        failed,
+        partial(EndpointTimeout, "late"),
+        partial(InvalidRequest, "odd"),
+        partial(UnknownModel, "none"),
+    ],
+)
+@pytest.mark.parametrize("hedged", [False, True])
+async def test_a_request_that_failed_is_let_go_of_without_the_collector(
+    make: Callable[[], Exception],
+    hedged: bool,  # noqa: FBT001
+) -> None:
+    async with RouterHouse(hedging=HedgingSettings(percentile=50 if hedged else 0)) as house:
+        await house.put(endpoint(0), endpoint(1))
+        for _ in range(120 if hedged else 0):  # so that it is known what takes long
+            await house.ask()
+        for upstream in upstreams(house):
+            upstream.infer = lambda *_: raising(make)  # type: ignore[method-assign]
+        body = Watched()
+        gone = weakref.ref(body)
+        gc.disable()
+        try:
+            with contextlib.suppress(HeadraceError):
+                await house.router.infer(
+                    InferRequest("m", payload=body), Call("id", deadline=house.clock.now + 0.5)
+                )
+            del body
+            await turns()
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+async def test_made_up_names_share_a_budget(house: RouterHouse) -> None:
+    await house.put(endpoint(0, models=()), endpoint(1, models=()))
+    for upstream in upstreams(house):
+        upstream.always = failed()
+    for number in range(100):
+        with pytest.raises(EndpointFailed):
+            await house.ask(f"name-{number}")
+    assert sum(asked(house)) <= 1.2 * 100
+
+
+async def test_many_failures_at_once_open_the_breaker_and_eject_nobody(house: RouterHouse) -> None:
+    loop = asyncio.get_running_loop()
+    ends: list[asyncio.Future[HeadraceError]] = [loop.create_future() for _ in range(60)]
+    for upstream, part in zip(upstreams(house), (ends[:30], ends[30:]), strict=True):
+        upstream.script = list(part)
+    asking = [asyncio.ensure_future(house.ask()) for _ in range(40)]
+    await turns()
+    for end in ends:
+        end.set_result(failed())
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert not any(lane.breaker.closed for lane in house.lanes)
+    assert not any(lane.tally.ejected for lane in house.lanes), "it would outlast the breaker"

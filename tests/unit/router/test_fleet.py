@@ -142,12 +142,12 @@ async def test_a_model_that_is_not_ready_is_left_out_and_the_others_of_its_addre
         (other,) = house.fleet.pool("default", "n", balanced="p2c", catch_all=False).lanes
         house.clock.now = now = now + 60
         upstream = house.upstreams["http://h:8000"]
-        upstream.unready = {"m"}
+        upstream.lacking = {"m"}
         await until(lambda: not sick.ready(now))
         assert other.ready(now)
         assert (await house.ask("n")).version == "e0"
         assert {(await house.ask()).version for _ in range(20)} == {"e1"}
-        upstream.unready = set()
+        upstream.lacking = set()
         await until(lambda: sick.ready(now))
         assert told(house, "healthy", "unhealthy") == [
             ("unhealthy", "e0", "m"),
@@ -161,11 +161,11 @@ async def test_checks_that_find_a_defect_go_on(caplog: pytest.LogCaptureFixture)
         await house.put(endpoint(0))
         (lane,) = house.lanes
         upstream = house.upstreams["http://h:8000"]
-        is_ready = upstream.is_ready
+        unready = upstream.unready
         with caplog.at_level(logging.ERROR):
-            upstream.is_ready = None  # type: ignore[assignment, method-assign]
+            upstream.unready = None  # type: ignore[assignment, method-assign]
             await until(lambda: "cannot be checked" in caplog.text)
-        upstream.is_ready = is_ready  # type: ignore[method-assign]
+        upstream.unready = unready  # type: ignore[method-assign]
         upstream.ready = False
         await until(lambda: not lane.sound)
 
@@ -337,20 +337,76 @@ async def test_the_settings_endpoints_are_nobodys_own() -> None:
         assert not house.fleet.serves("default", "m", catch_all=False)
 
 
-async def test_however_many_names_clients_ask_for_few_are_kept_and_busy_ones_among_them() -> None:
+async def test_a_change_of_its_models_shows_at_once_what_an_endpoint_serves_no_more() -> None:
     async with RouterHouse() as house:
+        await house.put(endpoint(0, models=("m", "n")))
+        (lane,) = house.lanes
+        await house.ask("n")
+        await house.put(endpoint(0, models=("n",)))
+        assert list(lane.member.lanes) == [("default", "n")]
+        house.fleet.observe()
+        assert {labels[3] for labels in house.counted("headrace_breaker_state")} == {"n"}
+
+
+async def test_requests_that_hold_a_pool_are_sent_no_more_to_what_was_removed() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0), endpoint(1))
+        pool = house.fleet.pool("default", "m", balanced="p2c", catch_all=False)
+        await house.drop(("default", "e0"))
+        assert [lane.member.endpoint.name for lane in pool.lanes] == ["e1"]
+
+
+async def test_nothing_is_counted_any_more_of_endpoints_that_went() -> None:
+    async with RouterHouse(retries=RetrySettings(max_attempts=1)) as house:
+        await house.put(endpoint(0, models=()), endpoint(1, models=("m",)))
+        catch_all, listed = (house.upstreams[f"http://h:800{n}"] for n in (0, 1))
+        for name, upstream in (("made-up", catch_all), ("m", listed)):
+            upstream.always = catch_all.always = failed()
+            for _ in range(12):
+                with pytest.raises(HeadraceError):
+                    await house.ask(name)
+            upstream.always = catch_all.always = None
+            house.clock.now += 60
+            await house.ask(name)
+        held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        catch_all.script = [held]
+        late = asyncio.create_task(house.ask("late"))
+        await turns()
+        house.fleet.observe()
+        families = {
+            "attempts_total", "seconds_count", "ejected", "ejections_total", "healthy", "in_flight"
+        }  # fmt: skip
+        names = {f"headrace_endpoint_{each}" for each in families} | {
+            "headrace_breaker_state",
+            "headrace_breaker_transitions_total",
+        }
+        assert {name for name in names if not house.counted(name)} <= {
+            "headrace_endpoint_ejections_total"
+        }
+        await house.drop(("default", "e0"), ("default", "e1"))
+        held.set_result(None)
+        await late
+        house.fleet.observe()
+        assert [name for name in names if house.counted(name)] == []
+
+
+async def test_operators_see_breakers_of_names_that_were_answered_open_ones_first() -> None:
+    async with RouterHouse(retries=RetrySettings(max_attempts=1)) as house:
         await house.put(endpoint(0, models=()))
-        await house.ask("busy")
-        busy = house.fleet.pool("default", "busy", balanced="p2c", catch_all=True)
-        for number in range(4600):
+        (upstream,) = house.upstreams.values()
+        for number in range(220):
             await house.ask(f"m{number}")
-            if number % 500 == 0:
-                house.fleet.pool("default", "busy", balanced="p2c", catch_all=True)
+        upstream.always = failed()
+        for name in ("m219", "made-up"):
+            for _ in range(5):
+                with pytest.raises(EndpointFailed):
+                    await house.ask(name)
         state = house.fleet.state("default", "e0")
         assert state is not None
-        assert len(state.addresses[0].breakers) <= 4096
-        again = house.fleet.pool("default", "busy", balanced="p2c", catch_all=True)
-        assert again is busy
+        breakers = state.addresses[0].breakers
+        assert len(breakers) == 200
+        assert (breakers[0].model, breakers[0].phase) == ("m219", "open")
+        assert "made-up" not in {each.model for each in breakers}
 
 
 async def _ordeal(house: RouterHouse, chance: random.Random) -> None:

@@ -20,12 +20,12 @@ class Loading(NoLocalModels):
 async def test_it_is_as_ready_as_the_models_of_its_tenant() -> None:
     models = Loading()
     upstream = InProcess(models, "blue")
-    assert await upstream.is_ready("", "", 0), "this process answers, as long as it runs"
-    assert not await upstream.is_ready("m", "2", 0)
+    assert await upstream.unready("", "", 0) == "", "this process answers, as long as it runs"
+    assert await upstream.unready("m", "2", 0)
     models.loaded = True
-    assert await upstream.is_ready("m", "2", 0)
-    assert not await upstream.is_ready("m", "1", 0)
-    assert not await InProcess(models, "green").is_ready("m", "2", 0)
+    assert await upstream.unready("m", "2", 0) == ""
+    assert await upstream.unready("m", "1", 0)
+    assert await InProcess(models, "green").unready("m", "2", 0)
 
 
 async def test_this_process_is_an_endpoint_that_is_never_looked_up() -> None:

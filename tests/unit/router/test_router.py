@@ -245,16 +245,26 @@ async def test_a_registered_model_goes_before_the_settings_endpoints_and_after_i
 ):
     local = FakeLocal()
     local.warm.add(("m", ""))
+    blue, red = (Call("id", Principal("p", tenant)) for tenant in ("blue", "red"))
     async with RouterHouse(local=local, shared=[("default", "e0")]) as house:
         await house.put(endpoint(0))
-        assert (await house.ask()).version == "e0"
+        assert (await house.ask(tenant_call=blue)).version == "e0"
+        house.catalogue.entries["blue", "m"] = registered("1")
+        house.catalogue.changed(("version", ("blue", "m", "1")))
+        assert (await house.ask(tenant_call=blue)).version == "local"
+        assert (await house.ask(tenant_call=red)).version == "e0", "it is not that tenant's model"
+        await house.put(endpoint(1, tenant="blue"))
+        assert (await house.ask(tenant_call=blue)).version == "e1"
+
+
+async def test_the_settings_endpoints_go_before_the_operators_registered_models() -> None:
+    local = FakeLocal()
+    local.warm.add(("m", ""))
+    async with RouterHouse(local=local, shared=[("default", "e0")]) as house:
+        await house.put(endpoint(0))
         house.catalogue.entries["default", "m"] = registered("1")
-        house.catalogue.changed(("version", ("default", "1")))
-        assert (await house.ask()).version == "local"
-        blue = Call("id", Principal("p", "blue"))
-        assert (await house.ask(tenant_call=blue)).version == "e0", "it is not that tenant's model"
-        await house.put(endpoint(1))
-        assert (await house.ask()).version == "e1"
+        house.catalogue.changed(("version", ("default", "m", "1")))
+        assert (await house.ask()).version == "e0"
 
 
 async def test_a_version_that_is_asked_for_goes_past_the_route_of_that_name() -> None:

@@ -32,6 +32,8 @@ class Encoded:
     def __init__(self, value: float) -> None:
         self._value = value
 
+    size_bytes = 4
+
     def decode(self) -> Decoded:
         return Decoded(outputs(self._value), "", {})
 
@@ -47,15 +49,17 @@ class House:
         self.tasks: list[asyncio.Task[Any]] = []
         self.shadowing = Shadowing(
             most=2,
+            most_bytes=100,
             timeout_s=3,
             metrics=EndpointMetrics(self.metrics, clock=self.clock),
             spawn=self._spawn,
             clock=self.clock,
         )
 
-    async def copy(self, ours: Reply | list[Tensor], times: int = 1) -> None:
+    async def copy(self, ours: Reply | list[Tensor], times: int = 1, *, floats: int = 0) -> None:
+        inputs = [Tensor("x", "FP32", np.zeros(floats, np.float32))]
         for _ in range(times):
-            request = InferRequest("r", decoded=InferContent([]))
+            request = InferRequest("r", decoded=InferContent(inputs))
             self.shadowing.copy(Answered("r", request, CALL, ours, self._ask), [CANARY])
         await turns()
 
@@ -134,3 +138,15 @@ async def test_a_shadow_that_is_cancelled_leaves_its_room_to_others() -> None:
     house.theirs = 1.0
     await house.copy(outputs(1.0))
     assert house.outcomes()["agreed"] == 1
+
+
+async def test_copies_that_would_hold_too_much_memory_are_dropped() -> None:
+    theirs = asyncio.get_running_loop().create_future()
+    house = House(theirs)
+    await house.copy(outputs(1.0), floats=20)  # 84 bytes
+    await house.copy(outputs(1.0), floats=20)
+    assert house.outcomes() == {"dropped": 1}
+    theirs.set_result(1.0)
+    await turns()
+    await house.copy(outputs(1.0), floats=20)
+    assert house.outcomes() == {"dropped": 1, "agreed": 2}, "what has ended holds nothing"

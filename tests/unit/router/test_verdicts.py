@@ -45,7 +45,9 @@ def test_each_error_says_whose_fault_it_is_and_whether_to_try_elsewhere(
     [
         (1.0, 0.1, True, True),  # ten times as long as usual
         (0.19, 0.1, True, None),  # a client that had no patience
-        (0.2, 0.1, True, True),
+        (0.9, 0.1, True, None),  # its caller may have known that it takes long
+        (0.2, 0.1, False, True),
+        (0.19, 0.1, False, None),
         (0.04, 0.001, True, None),  # too short for anybody
         (1.0, 0.0, True, None),  # nothing is known of what is usual
         (1.0, 0.0, False, True),  # the time was ours to choose
@@ -59,3 +61,10 @@ def test_a_timeout_is_the_endpoints_where_it_had_its_usual_time_twice(
 ) -> None:
     judged = verdict(EndpointTimeout("nothing"), seconds=seconds, usual_s=usual_s, wished=wished)
     assert judged == Verdict(failed=failed, retry=True)
+
+
+def test_a_deadline_that_passed_while_others_were_answered_is_the_callers_own() -> None:
+    judged = verdict(
+        EndpointTimeout("nothing"), seconds=5.0, usual_s=0.1, wished=True, others_answered=True
+    )
+    assert judged.failed is None

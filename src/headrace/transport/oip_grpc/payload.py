@@ -59,6 +59,11 @@ class GrpcPayload:
         self.body = body
         self._parameters: Parameters | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """See Payload.size_bytes."""
+        return len(self.body)
+
     def parameters(self) -> Parameters:
         """The request's own parameters."""
         parameters = self._parameters

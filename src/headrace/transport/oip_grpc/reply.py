@@ -44,6 +44,11 @@ class GrpcReply:
         version: str = self._message.model_version
         return version
 
+    @property
+    def size_bytes(self) -> int:
+        """See Reply.size_bytes."""
+        return len(self.body)
+
     def decode(self) -> Answered:
         """Decode everything; tensors may be views of the body."""
         message = self._message

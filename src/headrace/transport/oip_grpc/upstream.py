@@ -29,9 +29,11 @@ from headrace.domain.errors import (
     PayloadTooLarge,
     UnknownModel,
     Unsupported,
+    why,
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.upstream import Site
+from headrace.transport.hops import HEADER, hop
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.reply import GrpcReply
 from headrace.transport.oip_grpc.request import encode
@@ -86,7 +88,7 @@ class GrpcUpstream:
         return sum(channel.busy for channel in self._channels if not channel.connected)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        metadata = [("x-request-id", call.request_id)]
+        metadata = [("x-request-id", call.request_id), (HEADER, str(hop(call)))]
         if call.trace is not None:
             metadata.append(("traceparent", call.trace.traceparent))
             if call.trace.tracestate:
@@ -95,7 +97,7 @@ class GrpcUpstream:
         reply = GrpcReply(body)
         return InferResponse(request.model, reply.version or request.version, [], reply=reply)
 
-    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
+    async def unready(self, model: str, version: str, deadline: float) -> str:
         path, kind = _SERVER_READY, schema.ServerReadyResponse
         message = b""  # as a ServerReadyRequest is
         if model:
@@ -103,9 +105,9 @@ class GrpcUpstream:
             message = schema.ModelReadyRequest(name=model, version=version).SerializeToString()
         try:
             ready: bool = schema.parse(kind, await self._ask(path, message, deadline, [])).ready
-        except HeadraceError:
-            return False
-        return ready
+        except HeadraceError as error:
+            return why(error)
+        return "" if ready else "it says that it is not"
 
     async def close(self) -> None:
         self._closed = True

@@ -80,6 +80,12 @@ class RestPayload(msgspec.Struct, gc=False):
             received = self.received = b"".join(received)
         return received
 
+    @property
+    def size_bytes(self) -> int:
+        """See Payload.size_bytes."""
+        received = self.received
+        return len(received) if isinstance(received, bytes) else sum(map(len, received))
+
     def parameters(self) -> Parameters:
         """The request's own parameters; decodes nothing where the body cannot have any."""
         request = self._request

@@ -15,7 +15,7 @@ from headrace.domain.inference import Answered
 from headrace.domain.tensors import NO_PARAMETERS, Array, Tensor
 from headrace.transport.oip_rest.tensor_json import from_json
 
-_LOOK_BYTES: Final = 64 * 1024  # of JSON, up to which all of it is looked at
+_LOOK_BYTES: Final = 1024 * 1024  # of JSON, up to which all of it is looked at
 _MAX_AXES: Final = 32
 _MAX_TENSORS: Final = 1024
 _MAX_DIGITS: Final = 18  # of a length in bytes
@@ -27,6 +27,10 @@ _END_BYTES: Final = 64  # of a long text, within which it begins and ends
 _END_PARTS: Final = 4  # the outermost may be nothing but blanks
 _BLANKS: Final = b" \t\r\n"
 _MESSAGE: Final = "the endpoint's answer is not well-formed"
+_UNWRITABLE: Final = (
+    "the answer holds NaN or infinity, for which JSON has no form: ask for binary outputs"
+)
+_NO_NUMBERS: Final = (b"NaN", b"-Infinity", b"Infinity")
 
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -68,6 +72,11 @@ class RestReply(msgspec.Struct, gc=False):
     version: str = ""  # of the model, as far as a look tells
     passable: bool = True  # whether a client asked for this form; False: the platform itself did
 
+    @property
+    def size_bytes(self) -> int:
+        """See Reply.size_bytes."""
+        return sum(map(len, self.parts))
+
     def decode(self) -> Answered:
         """Decode everything. Raises EndpointFailed."""
         body = memoryview(b"".join(self.parts))
@@ -87,11 +96,12 @@ def read(
 ) -> RestReply:
     """Take the body of a 200, after a look that tells answers from garbage.
 
-    JSON up to 64 KiB is checked whole, its binary tensors by their sizes; of more only the ends
+    JSON up to 1 MiB is checked whole, its binary tensors by their sizes; of more only the ends
     are, and what it is said to be.
 
     Raises:
         EndpointFailed: it is no answer to an inference.
+        InvalidRequest: it would be one, but for numbers that JSON cannot tell.
     """
     header = headers.get(b"inference-header-content-length")
     if header is None and len(parts) == 1 and len(parts[0]) <= _LOOK_BYTES:  # as most are
@@ -106,9 +116,9 @@ def read(
         _check_ends(headers, parts, length)
         version = ""
     else:
-        if len(parts) > 1 and (header is None or len(parts[0]) < length):
+        if header is None:
             parts = [b"".join(parts)]
-        look = _looked(parts[0][:length] if parts else b"")
+        look = _looked(_leading(parts, length))
         version = look.model_version
         told = sum([_binary_bytes(output) for output in look.outputs])
         if told != size - length:
@@ -131,7 +141,37 @@ def _looked(text: bytes | memoryview) -> _Look:
     try:
         return _look(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if _is_unwritable(bytes(text)):
+            raise InvalidRequest(_UNWRITABLE) from error
         _refuse(str(error), error)
+
+
+def _is_unwritable(text: bytes) -> bool:
+    """Whether nothing is wrong but that there are literals for NaN or infinity.
+
+    Many servers write them where a client's input made a model compute such: no fault of theirs.
+    """
+    without = text
+    for literal in _NO_NUMBERS:
+        without = without.replace(literal, b"null")
+    if without == text:
+        return False
+    try:
+        _look(without)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _leading(parts: Sequence[bytes | memoryview], length: int) -> bytes | memoryview:
+    """The first `length` bytes; the many of binary tensors behind them are not copied."""
+    if len(parts[0]) >= length:
+        return parts[0][:length]
+    taken, size = 0, 0
+    while size < length:
+        size += len(parts[taken])
+        taken += 1
+    return b"".join(parts[:taken])[:length]
 
 
 def _check_ends(
@@ -139,8 +179,8 @@ def _check_ends(
 ) -> None:
     """Tell by both ends of a long JSON text, and by its Content-Type, whether it may be one."""
     if length < sum(map(len, parts)):
-        head = parts[0] if len(parts[0]) >= length else b"".join(parts)
-        first, last = head[:_END_BYTES], head[length - _END_BYTES : length]
+        head = _leading(parts, length)
+        first, last = head[:_END_BYTES], head[-_END_BYTES:]
     else:
         if b"json" not in headers.get(b"content-type", b"json"):
             _refuse("no JSON by its Content-Type")
@@ -193,6 +233,10 @@ def _from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw
 
 
 def _refuse(reason: str, cause: BaseException | None = None) -> NoReturn:
+    raise _failed(reason) from cause  # a name for it here would be a cycle that keeps the body
+
+
+def _failed(reason: str) -> EndpointFailed:
     error = EndpointFailed(_MESSAGE)
     error.reason = reason[:1024]
-    raise error from cause
+    return error

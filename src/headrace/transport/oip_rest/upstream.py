@@ -27,9 +27,11 @@ from headrace.domain.errors import (
     UnknownModel,
     Unsupported,
     UnsupportedMediaType,
+    why,
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.upstream import Site
+from headrace.transport.hops import HEADER, hop
 from headrace.transport.http.client.exchange import Answer
 from headrace.transport.http.client.pool import ClientPool
 from headrace.transport.oip_rest.payload import RestPayload
@@ -48,6 +50,8 @@ _BINARY: Final = (
     b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 )
 _LINES: Final = b"%bcontent-length: %d\r\nx-request-id: %b\r\n"
+_HOP: Final = HEADER.encode() + b": %d\r\n\r\n"
+_FIRST_HOP: Final = _HOP % 1
 _TIMED_LINES: Final = _LINES + b"request-timeout: %.3f\r\n"
 #: Of the statuses 4xx, those that are about this platform or the endpoint's own set-up.
 _OURS: Final = frozenset({401, 402, 403, 405, 407, 408, 421, 425, 426})
@@ -114,7 +118,7 @@ class RestUpstream:
         size_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
         begun = self._clock()
         head = self._head(request, call, header_length, size_bytes, begun)
-        answer = await self._pool.exchange(head, body, call.deadline)
+        answer = await self._pool.exchange(head, body, call.deadline, may_repeat=request.may_repeat)
         if answer.status != _OK:
             raise self._error(answer, request)
         reply = read(answer.headers, answer.body, passable=passable)
@@ -126,15 +130,15 @@ class RestUpstream:
             reply=reply,
         )
 
-    async def is_ready(self, model: str, version: str, deadline: float) -> bool:
-        """See Upstream.is_ready."""
+    async def unready(self, model: str, version: str, deadline: float) -> str:
+        """See Upstream.unready."""
         target = f"{self._of(model, version)}/ready" if model else f"{self._path}/v2/health/ready"
         head = f"GET {target} HTTP/1.1\r\n{self._host_lines}\r\n".encode("ascii")
         try:
             answer = await self._pool.exchange(head, (), deadline)
-        except HeadraceError:
-            return False
-        return answer.status == _OK
+        except HeadraceError as error:
+            return why(error)
+        return "" if answer.status == _OK else f"it answered with status {answer.status}"
 
     async def close(self) -> None:
         """See Upstream.close."""
@@ -177,7 +181,8 @@ class RestUpstream:
             head += b"traceparent: %b\r\n" % trace.traceparent.encode("ascii", "replace")
             if trace.tracestate:
                 head += b"tracestate: %b\r\n" % trace.tracestate.encode("ascii", "replace")
-        return head + b"\r\n"
+        number = hop(call)
+        return head + (_FIRST_HOP if number == 1 else _HOP % number)
 
     def _error(self, answer: Answer, request: InferRequest) -> HeadraceError:
         status = answer.status

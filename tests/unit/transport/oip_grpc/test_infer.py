@@ -84,6 +84,8 @@ async def test_an_endpoints_message_is_the_answer_as_it_is() -> None:
 
 async def test_an_endpoints_answer_of_another_form_is_decoded() -> None:
     class Foreign:
+        size_bytes = 0
+
         def decode(self) -> Answered:
             return Answered([Tensor("y", "UINT8", np.ones(1, np.uint8))], "42", {"mine": 1})
 

@@ -42,6 +42,8 @@ class Behind:
 class OtherReply:
     """A reply of another form."""
 
+    size_bytes = 0
+
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
 

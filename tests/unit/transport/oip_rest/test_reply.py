@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headrace.domain.errors import EndpointFailed
+from headrace.domain.errors import EndpointFailed, InvalidRequest
 from headrace.transport.oip_rest.reply import read
 
 
@@ -75,9 +75,11 @@ def test_null_among_numbers_is_no_number() -> None:
         ({}, [document(output(shape=[-1]))]),
         ({}, [document(output(data=...))]),
         ({}, [document(binary(8))]),
-        ({}, [b"<html>" + b" " * 70_000]),
-        ({}, [b'{"outputs": [' + b"1," * 70_000]),
-        ({b"content-type": b"text/html"}, [b"{" + b" " * 70_000 + b"}"]),
+        ({}, [b'{"outputs": [' + b"garbage " * 12_500 + b"]}"]),
+        ({}, [b"{" + b" " * 70_000, b"garbage " * 1000 + b"}"]),
+        ({}, [b"<html>" + b" " * 1_100_000]),
+        ({}, [b'{"outputs": [' + b"1," * 600_000]),
+        ({b"content-type": b"text/html"}, [b"{" + b" " * 1_100_000 + b"}"]),
         (length(b"x" * 999), [document(output())]),
         ({b"inference-header-content-length": b"-1"}, [document(output())]),
         ({b"inference-header-content-length": b"0"}, [document(output())]),
@@ -85,6 +87,7 @@ def test_null_among_numbers_is_no_number() -> None:
         (length(document(binary(8))), [document(binary(8)), b"1234567"]),
         (length(document(binary(8))), [document(binary(8)), b"123456789"]),
         (length(b" " * 70_000), [b" " * 70_000, b"1"]),
+        (length(b" " * 1_100_000), [b" " * 1_000_000, b" " * 100_000, b"1"]),
     ],
 )
 def test_garbage_is_no_reply(headers: dict[bytes, bytes], parts: list[bytes]) -> None:
@@ -111,8 +114,50 @@ def test_what_a_look_does_not_see_is_found_when_decoded(wrong: dict[str, Any]) -
 
 
 def test_a_long_reply_is_taken_by_its_ends() -> None:
-    text = document(output(shape=[30_000], data=[1.5] * 30_000))
+    text = document(output(shape=[300_000], data=[1.5] * 300_000))
     for parts in ([text], [text[:50_000], text[50_000:], b"\n"]):
         reply = read({b"content-type": b"application/json"}, parts)
         assert reply.parts is parts
-        assert reply.decode().outputs[0].array.shape == (30_000,)
+        assert reply.decode().outputs[0].array.shape == (300_000,)
+
+
+def test_a_reply_of_several_parts_is_looked_at_whole() -> None:
+    text = document(output(shape=[30_000], data=[1.5] * 30_000), model_version="3")
+    reply = read({}, [text[:50_000], text[50_000:]])
+    assert (reply.version, b"".join(reply.parts)) == ("3", text)
+
+
+def test_the_tensors_behind_a_json_text_are_not_copied_to_look_at_it() -> None:
+    for blanks in (100_000, 1_100_000):
+        text = b"{" + b" " * blanks + document(binary(300_000))[1:]
+        parts = [text[:-99], text[-99:] + bytes(100_000), bytes(200_000)]
+        reply = read(length(text), parts)
+        assert reply.parts is parts
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
+def test_an_answer_without_a_form_in_json_is_what_the_input_led_to(literal: str) -> None:
+    for data in (f"[1.5, {literal}]", f"[{'1.5, ' * 30_000}{literal}]"):
+        text = document(output(data="?")).replace(b'"?"', data.encode())
+        for parts in ([text], [text[:-20], text[-20:]]):
+            with pytest.raises(InvalidRequest, match="ask for binary outputs"):
+                read({}, parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"NaN",
+        b"<html>Infinity</html>",
+        document(output(name="NaN"))[:-1],
+        b'{"outputs": [{"name": "y", "data": [NaN]}]}',
+        document(output()).replace(b"[1, 2]", b"[NaNs]"),
+    ],
+)
+def test_garbage_that_speaks_of_no_numbers_is_garbage(text: bytes) -> None:
+    with pytest.raises(EndpointFailed):
+        read({}, [text])
+
+
+def test_a_name_may_be_that_of_no_number() -> None:
+    assert read({}, [document(output(name="NaN"))]).decode().outputs[0].name == "NaN"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -43,13 +45,20 @@ class Prepared(ClientPool):
     def __init__(self, site: Site, outcome: Answer | HeadraceError) -> None:
         super().__init__(site, limits=ClientLimits())
         self.outcome = outcome
+        self.may_repeat: Callable[[], bool] | None = None  # of the last request
         self.heads: list[bytes] = []
         self.bodies: list[Sequence[bytes | memoryview]] = []
 
     async def exchange(
-        self, head: bytes, body: Sequence[bytes | memoryview], deadline: float
+        self,
+        head: bytes,
+        body: Sequence[bytes | memoryview],
+        deadline: float,
+        *,
+        may_repeat: Callable[[], bool] | None = None,
     ) -> Answer:
         del deadline
+        self.may_repeat = may_repeat
         self.heads.append(head)
         self.bodies.append(body)
         if isinstance(self.outcome, HeadraceError):
@@ -110,9 +119,58 @@ async def test_a_request_goes_out_as_it_came() -> None:
         "request-timeout: 1.500",
         f"traceparent: {trace.traceparent}",
         "tracestate: a=b",
+        "x-headrace-hops: 1",
     ]
     assert [part is BODY for part in pool.bodies[0]] == [True]
     assert (response.model, response.version) == ("m", "7")
+
+
+async def test_only_a_request_without_a_sequence_may_be_repeated() -> None:
+    for body, may in ((BODY, True), (b'{"inputs":[],"parameters":{"sequence_id":7}}', False)):
+        _, pool = await infer(answer(), request(body))
+        assert pool.may_repeat is not None
+        assert pool.may_repeat() is may
+
+
+async def test_a_request_that_passed_through_platforms_tells_of_one_more_until_it_is_a_loop() -> (
+    None
+):
+    made, pool = upstream(answer())
+    await made.infer(request(), Call("id-1", headers={b"x-headrace-hops": b"7"}))
+    assert lines(pool.heads[0])[-1] == "x-headrace-hops: 8"
+    with pytest.raises(InvalidRequest, match="an endpoint leads back to one of them"):
+        await made.infer(request(), Call("id-1", headers={b"x-headrace-hops": b"8"}))
+    assert len(pool.heads) == 1
+
+
+class Body(bytearray):
+    """Bytes that can be referred to weakly."""
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        answer(500, b""),
+        answer(400, b'{"error": "no"}'),
+        answer(200, b"garbage"),
+        answer(200, b'{"outputs": []'),
+        answer(200, GOOD.replace(b"[1]}", b"[NaN]}")),
+    ],
+)
+async def test_the_body_of_a_request_that_failed_goes_with_its_error(outcome: Answer) -> None:
+    made, _ = upstream(outcome)
+    body = Body(BODY)
+    kept = weakref.ref(body)
+    asked = InferRequest("m", payload=RestPayload([memoryview(body)]))
+    del body
+    gc.disable()
+    try:
+        with pytest.raises(HeadraceError):
+            await made.infer(asked, Call("id-1"))
+        del asked, made, _
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_the_length_of_the_json_goes_along_with_binary_tensors() -> None:
@@ -224,15 +282,15 @@ async def test_how_long_to_wait_is_read_from_a_refusal(value: str, wait_s: float
 
 async def test_whether_a_model_or_the_server_is_ready_is_asked() -> None:
     made, pool = upstream(answer(200, b""))
-    assert await made.is_ready("m", "3", 1.0)
-    assert await made.is_ready("m", "", 1.0)
-    assert await made.is_ready("", "", 1.0)
+    assert await made.unready("m", "3", 1.0) == ""
+    assert await made.unready("m", "", 1.0) == ""
+    assert await made.unready("", "", 1.0) == ""
     assert [lines(head)[0] for head in pool.heads] == [
         "GET /v2/models/m/versions/3/ready HTTP/1.1",
         "GET /v2/models/m/ready HTTP/1.1",
         "GET /v2/health/ready HTTP/1.1",
     ]
     pool.outcome = answer(400, b"")
-    assert not await made.is_ready("m", "", 1.0)
+    assert await made.unready("m", "", 1.0)
     pool.outcome = EndpointFailed("gone")
-    assert not await made.is_ready("m", "", math.inf)
+    assert await made.unready("m", "", math.inf)

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import httptools
 
 from headrace.domain.errors import EndpointFailed
-from headrace.transport.http.client.exchange import Answer, Exchange, broken
+from headrace.transport.http.client.exchange import NO_ANSWER, Answer, Exchange, broken
 from headrace.transport.http.client.limits import ClientLimits
 
 _JOIN_BELOW_BYTES: Final = 16 * 1024  # one copy is cheaper than one more system call
@@ -26,7 +26,6 @@ _SWITCHING: Final = 101
 _OK: Final = 200
 _BODILESS: Final = frozenset({204, 205, 304})  # nothing that is asked here has such an answer
 _CHUNKED: Final = -1  # in place of a body's length
-_NO_ANSWER: Final = "the endpoint closed the connection without an answer"
 _BROKEN_OFF: Final = "the endpoint broke off its answer"
 _MALFORMED: Final = "the endpoint's answer is not HTTP as it is spoken here"
 
@@ -169,7 +168,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._leave(None)
         if exchange is not None:
-            message = _BROKEN_OFF if self._begun else _NO_ANSWER
+            message = _BROKEN_OFF if self._begun else NO_ANSWER
             exchange.end(broken(message, f"{message}: {exc}" if exc else message))
 
     # --- llhttp ------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -12,6 +12,8 @@ from headrace.domain.errors import EndpointFailed, HeadraceError
 
 if TYPE_CHECKING:
     from headrace.transport.http.client.connection import ClientConnection
+
+NO_ANSWER: Final = "the endpoint closed the connection without an answer"
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -34,6 +36,8 @@ class Exchange(msgspec.Struct, eq=False):
     body: Sequence[bytes | memoryview]
     deadline: float  # on the loop's clock
     outcome: asyncio.Future[Outcome]
+    #: Whether it may go out a second time, the first having been lost; None: it may.
+    may_repeat: Callable[[], bool] | None = None
     connection: ClientConnection | None = None  # that it is on
 
     def end(self, outcome: Outcome) -> None:

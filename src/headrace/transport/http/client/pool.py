@@ -6,14 +6,14 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ssl import SSLContext
 from typing import Final
 
 from headrace.domain.errors import EndpointBusy, EndpointTimeout
 from headrace.ports.upstream import Site
 from headrace.transport.http.client.connection import ClientConnection
-from headrace.transport.http.client.exchange import Answer, Exchange, broken
+from headrace.transport.http.client.exchange import NO_ANSWER, Answer, Exchange, broken
 from headrace.transport.http.client.limits import ClientLimits
 
 _logger = logging.getLogger(__name__)
@@ -57,11 +57,17 @@ class ClientPool:
         return len(self._waiting)
 
     async def exchange(
-        self, head: bytes, body: Sequence[bytes | memoryview], deadline: float
+        self,
+        head: bytes,
+        body: Sequence[bytes | memoryview],
+        deadline: float,
+        *,
+        may_repeat: Callable[[], bool] | None = None,
     ) -> Answer:
         """Send a request and wait for its whole answer, until `deadline` on the loop's clock.
 
-        `head` has all header lines and the empty line behind them. Awaits one plain future.
+        `head` has all header lines and the empty line behind them. `may_repeat` is asked where a
+        kept connection was lost before an answer; None: it may. Awaits one plain future.
 
         Raises:
             EndpointBusy: all connections are busy, and no more requests may wait for one.
@@ -71,7 +77,7 @@ class ClientPool:
         loop = asyncio.get_running_loop()
         if deadline <= loop.time():
             raise EndpointTimeout(_TIMED_OUT)
-        exchange = Exchange(head, body, deadline, loop.create_future())
+        exchange = Exchange(head, body, deadline, loop.create_future(), may_repeat)
         if self._idle:
             self._idle.pop().ask(exchange)
         else:
@@ -89,7 +95,10 @@ class ClientPool:
         if type(outcome) is Answer:
             return outcome
         assert isinstance(outcome, Exception)  # noqa: S101 - for the type checker
-        raise outcome
+        try:
+            raise outcome
+        finally:  # the error has this frame: what has the error would keep the body with it
+            del outcome, exchange
 
     async def close(self) -> None:
         """Close idle connections now, and the others when their requests end."""
@@ -168,18 +177,21 @@ class ClientPool:
     def _lost(self, connection: ClientConnection, unanswered: Exchange | None) -> None:
         """Forget a connection; `unanswered` lost it before the first byte of an answer.
 
-        That one goes out once more. A server ends an idle connection when it likes, and when it
-        does so as a request is on its way there, that tells nothing of how it is, and is no
-        failure to be counted or answered. The connection made for it has never answered, so what
-        happens on that one is the end of it.
+        That one goes out once more, if it may. A server ends an idle connection when it likes, and
+        when it does so as a request is on its way there, that tells nothing of how it is, and is
+        no failure to be counted or answered. The connection made for it has never answered, so
+        what happens on that one is the end of it.
         """
         if connection in self._idle:
             self._idle.remove(connection)
         self._held -= 1
         if unanswered is None:
             self._fill()
-        else:
+        elif unanswered.may_repeat is None or unanswered.may_repeat():
             self._open(unanswered)
+        else:  # whether the endpoint had it cannot be known
+            unanswered.end(broken(NO_ANSWER))
+            self._fill()
 
     def _fill(self) -> None:
         """Make as many connections as there are requests waiting for, and room."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -52,9 +54,18 @@ class Endpoint:
         connection.connection_made(transport)
         self.opened.append((connection, transport))
 
-    async def ask(self, head: bytes = b"?", *, for_s: float = 1000) -> asyncio.Task[Answer]:
+    async def ask(
+        self,
+        head: bytes = b"?",
+        body: Sequence[memoryview] = (),
+        *,
+        for_s: float = 1000,
+        may_repeat: Callable[[], bool] | None = None,
+    ) -> asyncio.Task[Answer]:
         """Begin a request."""
-        task = asyncio.create_task(self.pool.exchange(head, (), self.now() + for_s))
+        task = asyncio.create_task(
+            self.pool.exchange(head, body, self.now() + for_s, may_repeat=may_repeat)
+        )
         await settle()
         return task
 
@@ -179,6 +190,28 @@ async def test_a_request_on_a_dead_kept_connection_goes_out_once_more_and_no_mor
     assert end.pool.connections == 0
 
 
+async def test_a_request_that_may_not_go_out_twice_fails_with_its_kept_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end = Endpoint(monkeypatch, max_connections=1)
+    await end.ask(b"1", may_repeat=lambda: pytest.fail("asked of what was answered"))
+    await end.answer(0)
+    once = await end.ask(b"2", may_repeat=lambda: False)
+    waiting = await end.ask(b"3", may_repeat=lambda: True)
+    end.opened[0][0].connection_lost(None)
+    await settle()
+    error = once.exception()
+    assert isinstance(error, EndpointFailed)
+    assert error.sent
+    assert end.written == [b"12", b"3"]
+    await end.answer(1)
+    assert waiting.result().status == 200
+    await end.ask(b"4", may_repeat=lambda: True)
+    end.opened[1][0].connection_lost(None)
+    await settle()
+    assert end.written == [b"12", b"34", b"4"]
+
+
 async def test_a_repeat_goes_before_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     end = Endpoint(monkeypatch, max_connections=1)
     await end.ask(b"1")
@@ -263,3 +296,52 @@ async def test_closing_ends_what_is_idle_and_lets_finish_what_is_not(
     assert busy.result().status == 200
     assert end.closed == [True, True]
     assert end.pool.connections == 0
+
+
+class Body(bytearray):
+    """Bytes that can be referred to weakly."""
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def _broken_off(end: Endpoint, _: asyncio.Task[Answer]) -> None:
+    end.opened[-1][0].connection_lost(None)
+    await settle()
+    end.refuses = None  # which has the frames that it was raised in
+
+
+async def _too_late(end: Endpoint, _: asyncio.Task[Answer]) -> None:
+    await end.wait(6)
+
+
+async def _cancelled(_: Endpoint, task: asyncio.Task[Answer]) -> None:
+    task.cancel()
+    await settle()
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("over", [_broken_off, _too_late, _cancelled])
+async def test_the_body_of_a_request_that_is_over_goes_with_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+    over: Callable[[Endpoint, asyncio.Task[Answer]], Awaitable[None]],
+    waits: bool,  # noqa: FBT001
+) -> None:
+    end = Endpoint(monkeypatch, max_connections=1)
+    if waits:
+        await end.ask(b"1")
+        end.refuses = ConnectionRefusedError("refused")
+    body = Body(b"body")
+    kept = weakref.ref(body)
+    task = await end.ask(b"2", [memoryview(body)], for_s=5)
+    del body
+    assert kept() is not None
+    await over(end, task)
+    assert task.cancelled() or task.exception()
+    del task
+    assert kept() is None
