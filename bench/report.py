@@ -65,8 +65,8 @@ NOTES: Final = (
         "brackets; the limit is the same share of naive's cost in this run."
     ),
     (
-        "Budgets of remote pass-through, gRPC, several processes and offline batches are not "
-        "measured here."
+        "Remote pass-through is measured by `make bench-proxy` (docs/proxies.md); budgets of "
+        "gRPC, several processes and offline batches are not measured here."
     ),
     (
         "The calibration is the processor time of one `await asyncio.create_task(nop())` on "
