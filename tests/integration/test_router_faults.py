@@ -58,6 +58,7 @@ QUICK: Final = {
     "HEADRACE_HEALTH_CHECKS__INTERVAL_S": "0.2",
     "HEADRACE_HEALTH_CHECKS__TIMEOUT_S": "0.5",
     "HEADRACE_ROUTER__SLOW_START_S": "0",
+    "HEADRACE_ROUTER__BALANCER": "round-robin",  # p2c may leave out an endpoint that was slow once
     "HEADRACE_OUTLIERS__ENABLED": "false",
     "HEADRACE_LOG__ACCESS": "all",
 }

@@ -20,7 +20,10 @@ class Orchestrator:
     def infer(
         self, request: InferRequest, call: Call
     ) -> Coroutine[Any, Any, InferResponse]:  # its own frame would only wait
-        """Run the request on the version it names, or on the newest."""
+        """Run the request on the version it names, or the newest; raise what `obstacle` tells."""
+        obstacle = self._models.obstacle(request.model, request.version)
+        if obstacle is not None:  # known before: nobody waits in the queue of a model that hangs
+            raise obstacle
         return self._models.get(request.model, request.version).infer(request, call)
 
     def obstacle(self, model: str, version: str) -> HeadraceError | None:
