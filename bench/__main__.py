@@ -5,36 +5,22 @@ from pathlib import Path
 import click
 
 from bench import page
-from bench.campaign import Campaign, Lengths
+from bench.campaign import Campaign
 from bench.cores import Cores
+from bench.lengths import chosen, with_lengths
 from bench.report import COMMAND, NOTES, TITLE, Report
 from bench.results import Results
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, SCENARIOS, compute_name, plan
 from bench.session import Say, measured
 from bench.workload import MODELS
 
-_QUICK = Lengths(rounds=1, seconds=0.3)
-_USUAL = Lengths(rounds=3, seconds=2.0)
-
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--quick", is_flag=True, help="One short round, to see that everything works.")
 @click.option(
     "--only", default="", metavar="SUBSTRING",
     help="Measure what has this in its name, as tiny, headrace/json, c64, compute or idle.",
 )  # fmt: skip
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True),
-    help=f"Length of each measurement.  [default: {_USUAL.seconds:g}; quick: {_QUICK.seconds:g}]",
-)  # fmt: skip
-@click.option(
-    "--repeat", type=click.IntRange(min=1), metavar="N",
-    help=f"Rounds, of which medians are taken.  [default: {_USUAL.rounds}; quick: {_QUICK.rounds}]",
-)  # fmt: skip
-@click.option(
-    "--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures as a Markdown page too.",
-)  # fmt: skip
+@with_lengths
 def main(
     *, quick: bool, only: str, seconds: float | None, repeat: int | None, report_file: Path | None
 ) -> None:
@@ -48,20 +34,19 @@ def main(
     """
     if not Path("/proc/self/stat").exists():
         raise click.ClickException("processor time is read from /proc, which only Linux has")
-    chosen = plan(only)
-    if chosen.empty:
+    asked = plan(only)
+    if asked.empty:
         names = [s.name for s in SCENARIOS] + [compute_name(m) for m in MODELS]
         names += [IDLE, REGISTRY, GATEWAY, OVERLOAD]
         raise click.UsageError(f"nothing has {only!r} in its name; there are:\n" + "\n".join(names))
-    usual = _QUICK if quick else _USUAL
-    lengths = Lengths(rounds=repeat or usual.rounds, seconds=seconds or usual.seconds)
+    lengths = chosen(quick=quick, seconds=seconds, repeat=repeat)
 
     def measure(cores: Cores, folder: Path, say: Say) -> Results:
-        return Campaign(chosen, lengths, cores=cores, folder=folder, say=say).run()
+        return Campaign(asked, lengths, cores=cores, folder=folder, say=say).run()
 
     rounds = f"{lengths.rounds} of {lengths.seconds:g} s for each figure"
     results, facts = measured("bench", measure, [("rounds", rounds)])
-    report = Report(results, chosen, facts)
+    report = Report(results, asked, facts)
     page.show(report, NOTES[0])
     if report_file is not None:
         report_file.write_text(page.markdown(report, TITLE, COMMAND, NOTES), "utf-8")

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from bench import child, models, registry, workload
 from bench.calibration import CalibrationOutcome, CalibrationTask
 from bench.compute import ComputeOutcome, ComputeTask, Cost
 from bench.cores import Cores
 from bench.failure import BenchFailure
 from bench.gateway import GatewayOutcome, GatewayTask
+from bench.lengths import Lengths
 from bench.load import LoadOutcome, LoadTask
 from bench.overload import OverloadOutcome, OverloadTask
 from bench.results import CALIBRATION, Results
@@ -31,22 +30,6 @@ OVERLOAD_DEADLINE_S: Final = 1
 BATCHES: Final = (1, 64)
 _OK: Final = 200
 _PATIENCE_S: Final = 120.0
-
-
-class Lengths(msgspec.Struct, frozen=True):
-    """How long to measure."""
-
-    rounds: int
-    seconds: float  # of each scenario
-
-    @property
-    def warm_up_s(self) -> float:
-        return self.seconds / 4
-
-    @property
-    def loop_s(self) -> float:
-        """Of each loop without a server."""
-        return self.seconds / 4
 
 
 class Campaign:

@@ -8,34 +8,20 @@ import click
 
 from bench import page
 from bench.cores import Cores
+from bench.lengths import chosen, with_lengths
 from bench.proxy_campaign import ProxyCampaign
 from bench.proxy_report import COMMAND, NOTES, TITLE, ProxyReport
 from bench.proxy_subjects import SUBJECTS, Subject, program
 from bench.results import Results
 from bench.session import Say, measured
 
-_ROUNDS, _QUICK_ROUNDS = 3, 1
-_SECONDS, _QUICK_SECONDS = 2.0, 0.3
-
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--quick", is_flag=True, help="One short round, to see that everything works.")
 @click.option(
     "--only", multiple=True, type=click.Choice(SUBJECTS), metavar="PROXY",
     help=f"Measure this one, and others given so: {', '.join(SUBJECTS)}.",
 )  # fmt: skip
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True),
-    help=f"Length of each measurement.  [default: {_SECONDS:g}; quick: {_QUICK_SECONDS:g}]",
-)  # fmt: skip
-@click.option(
-    "--repeat", type=click.IntRange(min=1), metavar="N",
-    help=f"Rounds, of which medians are taken.  [default: {_ROUNDS}; quick: {_QUICK_ROUNDS}]",
-)  # fmt: skip
-@click.option(
-    "--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures as a Markdown page too.",
-)  # fmt: skip
+@with_lengths
 def main(
     *,
     quick: bool,
@@ -62,16 +48,16 @@ def main(
     absent = [subject for subject in wanted if subject not in subjects]
     if not subjects:
         raise click.ClickException(f"not installed: {', '.join(absent)}")
-    rounds = repeat or (_QUICK_ROUNDS if quick else _ROUNDS)
-    length_s = seconds or (_QUICK_SECONDS if quick else _SECONDS)
+    lengths = chosen(quick=quick, seconds=seconds, repeat=repeat)
 
     def measure(cores: Cores, folder: Path, say: Say) -> Results:
         return ProxyCampaign(
-            subjects, rounds=rounds, seconds=length_s, cores=cores, folder=folder, say=say
-        ).run()
+            subjects, rounds=lengths.rounds, seconds=lengths.seconds,
+            cores=cores, folder=folder, say=say,
+        ).run()  # fmt: skip
 
     told = [
-        ("rounds", f"{rounds} of {length_s:g} s for each figure"),
+        ("rounds", f"{lengths.rounds} of {lengths.seconds:g} s for each figure"),
         ("absent", ", ".join(absent) or "none"),
     ]
     results, facts = measured("bench.proxy", measure, told)

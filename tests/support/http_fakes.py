@@ -198,7 +198,8 @@ class Wire:
 
 
 async def _nothing(scope: AsgiMessage, receive: Any, send: Any) -> None:
-    raise NotImplementedError
+    del scope, receive, send
+    raise AssertionError("nothing is sent to this application")
 
 
 async def settle() -> None:

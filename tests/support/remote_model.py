@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +130,7 @@ class RemoteModel:
                     answer = client.ask()
                     with guard:
                         seen[answer] += 1
-                    time.sleep(_REST_S)
+                    over.wait(_REST_S)
 
         with ThreadPoolExecutor(clients) as threads:
             running = [threads.submit(go_on) for _ in range(clients)]
