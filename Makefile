@@ -6,10 +6,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CODE := $(wildcard src tests bench tools)
 
+# A real Triton, for the tests and the measurements, in an environment of its own: its models need a
+# NumPy before 2, which there is none of after Python 3.12, and Python as a shared library.
+TRITON := $(VENV)/triton
+TRITON_PYTHON ?= $(BIN)/python python3.12 python3.11
+TRITON_RUNS_ON := import ctypes, platform, sys, sysconfig; \
+	assert (platform.system(), platform.machine()) == ("Linux", "x86_64"); \
+	assert sys.version_info[:2] in ((3, 11), (3, 12)); \
+	ctypes.CDLL("%s/libpython%s.so.1.0" % tuple(sysconfig.get_config_vars("LIBDIR", "py_version_short")))
+
 # Locking needs uv; nothing else does, so it lives apart from the environment.
 UV_VERSION := 0.13.9
 UV := .cache/uv-$(UV_VERSION)/bin/uv
-COMPILE := env -u UV_FIND_LINKS UV_NO_CONFIG=1 $(UV) pip compile pyproject.toml --quiet \
+COMPILE := env -u UV_FIND_LINKS UV_NO_CONFIG=1 $(UV) pip compile --quiet \
 	--universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
@@ -17,17 +26,17 @@ export ORT_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench bench-proxy lock clean
+.PHONY: help setup demo test lint format bench bench-proxy bench-triton triton lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.setup  ## Make .venv with the pinned dependencies and this package (does nothing when up to date)
 
 demo: setup  ## Start the platform with a small model and send it requests
 	$(BIN)/headrace demo
 
-test: lint  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
+test: lint triton  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## Run the static checks only
@@ -46,10 +55,16 @@ bench: setup  ## Measure, and print the figures
 bench-proxy: setup  ## Measure what passing a request on costs, beside nginx, HAProxy and Envoy
 	$(BIN)/python -m bench.proxy $(BENCH_ARGS)
 
+bench-triton: setup triton  ## Measure a real Triton, asked directly and through the platform
+	$(BIN)/python -m bench.triton $(BENCH_ARGS)
+
+triton: $(TRITON)/.requirements  ## Put a Triton into .venv/triton, for the tests and measurements
+
 lock: $(UV)  ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--upgrade takes newer releases)
-	$(COMPILE) --all-extras --group dev $(LOCK_ARGS) --output-file requirements/dev.txt >/dev/null
+	$(COMPILE) pyproject.toml --all-extras --group dev $(LOCK_ARGS) --output-file requirements/dev.txt >/dev/null
 	@# the runtime's pins are the ones that were tested
-	$(COMPILE) --constraints requirements/dev.txt $(LOCK_ARGS) --output-file requirements/runtime.txt >/dev/null
+	$(COMPILE) pyproject.toml --constraints requirements/dev.txt $(LOCK_ARGS) --output-file requirements/runtime.txt >/dev/null
+	$(COMPILE) requirements/triton.in --no-deps $(LOCK_ARGS) --output-file requirements/triton.txt >/dev/null
 
 clean:  ## Remove the environment, the caches and what was built
 	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
@@ -69,6 +84,21 @@ $(VENV)/.requirements: requirements/dev.txt | $(VENV)/bin/python
 $(VENV)/.setup: $(VENV)/.requirements pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+$(TRITON)/.requirements: requirements/triton.txt | $(VENV)/bin/python
+	@mkdir -p $(TRITON) && rm -f $(TRITON)/missing
+	@for python in $(TRITON_PYTHON); do \
+		if "$$python" -c '$(TRITON_RUNS_ON)' 2>/dev/null; then \
+			echo "installing Triton; the first time takes a minute" && \
+			"$$python" -m venv $(TRITON) && \
+			$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet \
+				--require-hashes --no-deps --requirement $< && \
+			touch $@; exit; \
+		fi; \
+	done; \
+	echo "NO TRITON: it runs on Linux on x86-64, with a Python 3.11 or 3.12 that has its shared" \
+		"library, and none of these is one: $(TRITON_PYTHON). Nothing is tested on a real" \
+		"Triton. To name another: make triton TRITON_PYTHON=..." | tee $(TRITON)/missing >&2
 
 $(UV):
 	$(PYTHON) -m venv .cache/uv-$(UV_VERSION)

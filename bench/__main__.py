@@ -49,7 +49,7 @@ def main(
     report = Report(results, asked, facts)
     page.show(report, NOTES[0])
     if report_file is not None:
-        report_file.write_text(page.markdown(report, TITLE, COMMAND, NOTES), "utf-8")
+        page.write(report_file, page.markdown(report, TITLE, COMMAND, NOTES))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ handler costs here, in the same run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from bench.results import Results
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY
+from bench.table import Table
 
 #: What the naive handler cost where the limits were set, µs of processor time with JSON.
 _NAIVE_US: Final = {"tiny/c1": 269, "tiny/c64": 275, "mlp/c64": 403}
@@ -37,6 +38,18 @@ class Verdict:
     @property
     def met(self) -> bool:
         return self.ratio <= 1
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    """Figures and limits as they are shown."""
+    columns = ("budget", "unit", "limit", "figure", "used", "verdict")
+    table = Table("Budgets: met where no more than 1.00 is used", columns, left=2)
+    for verdict in verdicts:
+        limit = f"{'≥' if verdict.at_least else '≤'} {verdict.limit:,.4g}"
+        word = "met" if verdict.met else "missed"
+        figure, ratio = f"{verdict.figure:,.4g}", f"{verdict.ratio:.2f}"
+        table.rows.append((verdict.what, verdict.unit, limit, figure, ratio, word))
+    return table
 
 
 def verdicts(results: Results) -> list[Verdict]:

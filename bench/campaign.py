@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from bench import child, models, registry, workload
-from bench.calibration import CalibrationOutcome, CalibrationTask
+from bench import child, load, models, registry, workload
 from bench.compute import ComputeOutcome, ComputeTask, Cost
 from bench.cores import Cores
 from bench.failure import BenchFailure
 from bench.gateway import GatewayOutcome, GatewayTask
 from bench.lengths import Lengths
-from bench.load import LoadOutcome, LoadTask
+from bench.load import LoadTask
 from bench.overload import OverloadOutcome, OverloadTask
-from bench.results import CALIBRATION, Results
+from bench.results import Results
+from bench.rounds import Rounds
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS, Server, Subject, serving
 from bench.workload import MODELS, Workload
@@ -48,9 +48,7 @@ class Campaign:
         self._lengths = lengths
         self._cores = cores
         self._folder = folder
-        self._say = say
-        self._round = 0
-        self.results = Results()
+        self._rounds = Rounds(lengths, cores=cores, say=say)
 
     def run(self) -> Results:
         """Measure every round.
@@ -64,9 +62,7 @@ class Campaign:
             if self._plan.has(model)
         ]
         small = models.small(self._folder / "repository-small", IDLE_MODELS)
-        for number in range(1, self._lengths.rounds + 1):
-            self._round = number
-            self._calibrate()
+        for _ in self._rounds:
             for work in workloads:
                 for subject in SUBJECTS:
                     self._serve(work, subject)
@@ -79,21 +75,13 @@ class Campaign:
                 self._gateway()
             if self._plan.overload:
                 self._overload()
-        return self.results
-
-    def _calibrate(self) -> None:
-        task = CalibrationTask(self._lengths.loop_s)
-        outcome = child.run(
-            "bench.calibration", task, CalibrationOutcome,
-            on=self._cores.measured, timeout_s=_PATIENCE_S,
-        )  # fmt: skip
-        self._add(CALIBRATION, task_us=outcome.task_us)
+        return self._rounds.results
 
     def _serve(self, work: Workload, subject: Subject) -> None:
         scenarios = self._plan.of(work.model, subject)
         if not scenarios:
             return
-        log_file = self._folder / f"{subject}-{work.model}-{self._round}.log"
+        log_file = self._folder / f"{subject}-{work.model}-{self._rounds.number}.log"
         with serving(subject, work.repository, log_file, on=self._cores.measured) as server:
             idle_mb = server.resident_mb()
             for scenario in scenarios:
@@ -102,7 +90,7 @@ class Campaign:
                 except BenchFailure as failure:
                     msg = f"{scenario.name}: {failure}\nthe server's log ends:\n{server.log_end()}"
                     raise BenchFailure(msg) from failure
-            self._add(
+            self._rounds.add(
                 f"{work.model}/{subject}",
                 ready_s=server.ready_s, idle_mb=idle_mb, after_mb=server.resident_mb(),
             )  # fmt: skip
@@ -122,28 +110,19 @@ class Campaign:
             seconds=self._lengths.seconds,
             server_pid=server.pid,
         )
-        outcome = child.run(
-            "bench.load", task, LoadOutcome,
-            on=self._cores.load, timeout_s=self._lengths.seconds * 2 + _PATIENCE_S,
-        )  # fmt: skip
+        outcome = load.put_on(task, on=self._cores.load)
         after = _batches(server, scenario)
-        figures = {
-            "cpu_us": outcome.server_cpu_s * 1e6 / outcome.requests,
-            "load_cpu_us": outcome.load_cpu_s * 1e6 / outcome.requests,
-            "per_s": outcome.requests / outcome.elapsed_s,
-            "p50_ms": outcome.p50_ms,
-            "p99_ms": outcome.p99_ms,
-            "busy": outcome.server_cpu_s / outcome.elapsed_s,
-        }
+        figures = outcome.figures()
+        figures["load_cpu_us"] = outcome.load_cpu_s * 1e6 / outcome.requests
         if after[1] > before[1]:
             # of the warm-up too, which differs in nothing
             figures["batch_rows"] = (after[0] - before[0]) / (after[1] - before[1])
-        self._add(scenario.name, **figures)
+        self._rounds.add(scenario.name, **figures)
 
     def _compute(self, work: Workload) -> None:
         if work.model not in self._plan.compute:
             return
-        achieved = self.results.median(f"{work.model}/headrace/json/c64", "batch_rows")
+        achieved = self._rounds.results.median(f"{work.model}/headrace/json/c64", "batch_rows")
         batches = {*BATCHES, max(1, round(achieved))} if achieved else set(BATCHES)
         _, request = work.request("json")
         task = ComputeTask(str(work.file), request, sorted(batches), self._lengths.loop_s)
@@ -160,26 +139,26 @@ class Campaign:
         self._add_cost(f"{name}/protocol", outcome.protocol)
 
     def _add_cost(self, name: str, cost: Cost, **more: float) -> None:
-        self._add(name, cpu_us=cost.cpu_us, wall_us=cost.wall_us, **more)
+        self._rounds.add(name, cpu_us=cost.cpu_us, wall_us=cost.wall_us, **more)
 
     def _idle(self, repository: Path) -> None:
-        log_file = self._folder / f"idle-{self._round}.log"
+        log_file = self._folder / f"idle-{self._rounds.number}.log"
         with serving("headrace", repository, log_file, on=self._cores.measured) as server:
-            self._add(IDLE, ready_s=server.ready_s, idle_mb=server.resident_mb())
+            self._rounds.add(IDLE, ready_s=server.ready_s, idle_mb=server.resident_mb())
 
     def _registry(self, size: int) -> None:
         data_dir = self._folder / f"registry-{size}"
         if not data_dir.exists():
             data_dir.mkdir()
             registry.fill(data_dir, size)
-        log_file = self._folder / f"registry-{size}-{self._round}.log"
+        log_file = self._folder / f"registry-{size}-{self._rounds.number}.log"
         measured = self._cores.measured
         with serving("headrace", None, log_file, on=measured, data_dir=data_dir) as server:
             figures = {"ready_s": server.ready_s, "idle_mb": server.resident_mb()}
             figures |= registry.ask(server, size)
             figures["after_mb"] = server.resident_mb()
         figures["look_up_us"] = registry.look_up_us(size)
-        self._add(f"{REGISTRY}/{size}", **figures)
+        self._rounds.add(f"{REGISTRY}/{size}", **figures)
 
     def _gateway(self) -> None:
         outcome = child.run(
@@ -187,26 +166,23 @@ class Campaign:
             on=self._cores.measured, timeout_s=_PATIENCE_S,
         )  # fmt: skip
         added_us = outcome.on_us - outcome.off_us
-        self._add(GATEWAY, off_us=outcome.off_us, on_us=outcome.on_us, added_us=added_us)
+        self._rounds.add(GATEWAY, off_us=outcome.off_us, on_us=outcome.on_us, added_us=added_us)
 
     def _overload(self) -> None:
         """Three times as much as can be served, by clients that do not wait for each other."""
-        folder = self._folder / f"overload-{self._round}"
+        folder = self._folder / f"overload-{self._rounds.number}"
         work = workload.make(OVERLOADED, folder)
         headers, body = work.request("json")
         headers = {**headers, "Request-Timeout": str(OVERLOAD_DEADLINE_S)}
         request = _request(work, headers, body)
-        log_file = self._folder / f"overload-{self._round}.log"
+        log_file = self._folder / f"overload-{self._rounds.number}.log"
         with serving("headrace", folder, log_file, on=self._cores.measured) as server:
-            usual = child.run(
-                "bench.load",
-                LoadTask(
-                    port=server.port, request=request, connections=16,
-                    warm_up_s=self._lengths.warm_up_s, seconds=self._lengths.seconds,
-                    server_pid=server.pid,
-                ),
-                LoadOutcome, on=self._cores.load, timeout_s=self._lengths.seconds + _PATIENCE_S,
+            task = LoadTask(
+                port=server.port, request=request, connections=16,
+                warm_up_s=self._lengths.warm_up_s, seconds=self._lengths.seconds,
+                server_pid=server.pid,
             )  # fmt: skip
+            usual = load.put_on(task, on=self._cores.load)
             peak_per_s = usual.requests / usual.elapsed_s
             seconds = max(5 * self._lengths.seconds, 2 * OVERLOAD_DEADLINE_S)
             outcome = child.run(
@@ -214,7 +190,7 @@ class Campaign:
                 OverloadTask(server.port, request, OVERLOAD_FACTOR * peak_per_s, seconds),
                 OverloadOutcome, on=self._cores.load, timeout_s=seconds + _PATIENCE_S,
             )  # fmt: skip
-        self._add(
+        self._rounds.add(
             OVERLOAD,
             peak_per_s=peak_per_s,
             good_per_s=outcome.good_per_s,
@@ -224,11 +200,6 @@ class Campaign:
             late=outcome.late,
             other=outcome.other,
         )
-
-    def _add(self, name: str, **figures: float) -> None:
-        self.results.add(name, **figures)
-        shown = "  ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
-        self._say(f"{self._round}/{self._lengths.rounds}  {name:<26} {shown}")
 
 
 def _batches(server: Server, scenario: Scenario) -> tuple[float, float]:

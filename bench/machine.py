@@ -11,8 +11,8 @@ from typing import Final
 from bench.child import ROOT
 
 _PACKAGES: Final = (
-    "headrace", "numpy", "onnxruntime", "msgspec", "orjson", "httptools", "uvloop", "fastapi",
-    "pydantic", "uvicorn", "magika",
+    "headrace", "numpy", "onnxruntime", "msgspec", "orjson", "httptools", "grpcio", "uvloop",
+    "fastapi", "pydantic", "uvicorn", "magika",
 )  # fmt: skip
 
 

@@ -1,16 +1,22 @@
-"""A report as it is printed, and as a page of Markdown."""
+"""A report as it is printed, and as a page of Markdown or a part of one.
+
+A page may have parts of several programs. What comes before the first mark is the page's own.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 from rich.console import Console
 
 from bench.results import CALIBRATION, Results
 from bench.table import Table
 
-_WIDTH = 120
+_WIDTH: Final = 120
+_MARK: Final = re.compile(r"^<!-- part: (\w+) -->\n\n", re.MULTILINE)
 
 
 class Report(Protocol):
@@ -36,18 +42,30 @@ def show(report: Report, note: str) -> None:
     console.print(f"\n{note}")
 
 
-def markdown(report: Report, title: str, command: str, notes: Sequence[str]) -> str:
-    """The page; `command` is what writes it."""
+def markdown(
+    report: Report, title: str, command: str, notes: Sequence[str], *, level: int = 1
+) -> str:
+    """The report under a heading of this level; `command` is what writes it."""
     facts = [f"- **{name}**: {value}" for name, value in report.facts]
     parts = [
-        f"# {title}",
+        f"{'#' * level} {title}",
         f"Written by `{command}`; not edited by hand.",
         "\n".join([*facts, f"- **calibration**: {calibration(report.results)}"]),
-        *(table.markdown() for table in report.tables()),
-        "## How to read this",
+        *(table.markdown(level + 1) for table in report.tables()),
+        f"{'#' * (level + 1)} How to read this",
         "\n".join(f"- {note}" for note in notes),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write(file: Path, text: str, *, part: str = "") -> None:
+    """Write a part of a page, "" for the page's own; its other parts stay as they are."""
+    old = file.read_text("utf-8") if file.exists() else ""
+    own, *marked = _MARK.split(old)
+    parts = {"": own, **dict(zip(marked[::2], marked[1::2], strict=True))}
+    parts[part] = text
+    whole = [f"<!-- part: {name} -->\n\n{text}" if name else text for name, text in parts.items()]
+    file.write_text("\n".join(text.rstrip("\n") + "\n" for text in whole if text), "utf-8")
 
 
 def calibration(results: Results) -> str:

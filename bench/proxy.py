@@ -51,10 +51,7 @@ def main(
     lengths = chosen(quick=quick, seconds=seconds, repeat=repeat)
 
     def measure(cores: Cores, folder: Path, say: Say) -> Results:
-        return ProxyCampaign(
-            subjects, rounds=lengths.rounds, seconds=lengths.seconds,
-            cores=cores, folder=folder, say=say,
-        ).run()  # fmt: skip
+        return ProxyCampaign(subjects, lengths=lengths, cores=cores, folder=folder, say=say).run()
 
     told = [
         ("rounds", f"{lengths.rounds} of {lengths.seconds:g} s for each figure"),
@@ -64,7 +61,7 @@ def main(
     report = ProxyReport(results, subjects, facts)
     page.show(report, NOTES[0])
     if report_file is not None:
-        report_file.write_text(page.markdown(report, TITLE, COMMAND, NOTES), "utf-8")
+        page.write(report_file, page.markdown(report, TITLE, COMMAND, NOTES))
 
 
 if __name__ == "__main__":

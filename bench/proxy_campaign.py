@@ -14,24 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import child, proxy_subjects, relay_memory, relay_payload
-from bench.calibration import CalibrationOutcome, CalibrationTask
+from bench import load, proxy_subjects, relay_memory, relay_payload
 from bench.cores import Cores
 from bench.failure import BenchFailure
+from bench.lengths import Lengths
 from bench.load import LoadOutcome, LoadTask
 from bench.proxy_subjects import Subject
 from bench.relay_payload import LARGE_ANSWER, LARGE_REQUEST, SMALL_ANSWER, SMALL_REQUEST, Message
-from bench.results import CALIBRATION, Results
-from bench.server import Server, running
+from bench.results import Results
+from bench.rounds import Rounds
+from bench.server import Server, ask, running
 
 #: The requests without any proxy: what they take by themselves.
 DIRECT: Final = "direct"
 
-_HEADERS: Final = {"Authorization": f"Bearer {proxy_subjects.TOKEN}"}
+#: Of every request; who needs none does not look at it.
+HEADERS: Final = {"Authorization": f"Bearer {proxy_subjects.TOKEN}"}
 _OK: Final = 200
-_PATIENCE_S: Final = 120.0
-_OPEN_S: Final = 10.0
-_POLL_S: Final = 0.05
+#: How long a proxy may take until requests come through, and how often that is tried.
+OPEN_S: Final = 10.0
+POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,16 @@ class ProxyCampaign:
         self,
         subjects: Sequence[Subject],
         *,
-        rounds: int,
-        seconds: float,
+        lengths: Lengths,
         cores: Cores,
         folder: Path,
         say: Callable[[str], None],
     ) -> None:
         self._subjects = subjects
-        self._rounds = rounds
-        self._seconds = seconds  # of each measurement
+        self._lengths = lengths
         self._cores = cores
         self._folder = folder
-        self._say = say
-        self._round = 0
-        self.results = Results()
+        self._rounds = Rounds(lengths, cores=cores, say=say)
 
     def run(self) -> Results:
         """Measure every round.
@@ -89,13 +87,11 @@ class ProxyCampaign:
             BenchFailure: a proxy did not start, or an answer was not the right one.
         """
         with self._upstream() as upstream:
-            for number in range(1, self._rounds + 1):
-                self._round = number
-                self._calibrate()
+            for _ in self._rounds:
                 self._exchanges(DIRECT, upstream)
                 for subject in self._subjects:
                     self._proxy(subject, upstream)
-        return self.results
+        return self._rounds.results
 
     @contextlib.contextmanager
     def _upstream(self) -> Iterator[Server]:
@@ -107,16 +103,8 @@ class ProxyCampaign:
         ) as server:  # fmt: skip
             yield server
 
-    def _calibrate(self) -> None:
-        task = CalibrationTask(self._seconds / 4)
-        outcome = child.run(
-            "bench.calibration", task, CalibrationOutcome,
-            on=self._cores.measured, timeout_s=_PATIENCE_S,
-        )  # fmt: skip
-        self._add(CALIBRATION, task_us=outcome.task_us)
-
     def _proxy(self, subject: Subject, upstream: Server) -> None:
-        folder = self._folder / f"{subject}-{self._round}"
+        folder = self._folder / f"{subject}-{self._rounds.number}"
         on = self._cores.measured
         with proxy_subjects.proxying(subject, upstream.port, folder, on=on) as server:
             try:
@@ -132,51 +120,46 @@ class ProxyCampaign:
             for concurrency in exchange.concurrency:
                 relay_memory.forget_peak(server.pid)
                 outcome = self._load(server, exchange, concurrency)
-                figures = {
-                    "cpu_us": outcome.server_cpu_s * 1e6 / outcome.requests,
-                    "per_s": outcome.requests / outcome.elapsed_s,
-                    "p50_ms": outcome.p50_ms,
-                    "p99_ms": outcome.p99_ms,
-                    "busy": outcome.server_cpu_s / outcome.elapsed_s,
-                }
+                figures = outcome.figures()
                 if idle_bytes and concurrency > 1:
                     grown = relay_memory.peak_bytes(server.pid) - idle_bytes
                     figures["request_kib"] = grown / concurrency / 1024
-                self._add(scenario(subject, exchange.name, concurrency), **figures)
+                self._rounds.add(scenario(subject, exchange.name, concurrency), **figures)
             idle_bytes = idle_bytes or relay_memory.resident_bytes(server.pid)
 
     def _load(self, server: Server, exchange: Exchange, concurrency: int) -> LoadOutcome:
         task = LoadTask(
             port=server.port,
-            request=relay_payload.request(exchange.request, exchange.model, _HEADERS),
+            request=relay_payload.request(exchange.request, exchange.model, HEADERS),
             connections=concurrency,
-            warm_up_s=self._seconds / 4,
-            seconds=self._seconds,
+            warm_up_s=self._lengths.warm_up_s,
+            seconds=self._lengths.seconds,
             server_pid=server.pid,
         )
-        return child.run(
-            "bench.load", task, LoadOutcome,
-            on=self._cores.load, timeout_s=self._seconds * 2 + _PATIENCE_S,
-        )  # fmt: skip
+        return load.put_on(task, on=self._cores.load)
 
-    def _add(self, name: str, **figures: float) -> None:
-        self.results.add(name, **figures)
-        shown = "  ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
-        self._say(f"{self._round}/{self._rounds}  {name:<26} {shown}")
+
+def first_answer(port: int, model: str, request: Message) -> tuple[dict[str, str], bytes]:
+    """Ask once: headers with lower-case names, and the body.
+
+    Raises:
+        BenchFailure: the answer is not a success, and none in a while is.
+    """
+    until = time.perf_counter() + OPEN_S
+    while True:  # a proxy may look at the server behind before it sends anything there
+        path, headers = f"/v2/models/{model}/infer", {**HEADERS, **request.headers}
+        status, names, body = ask(port, "POST", path, headers, request.body)
+        if status == _OK:
+            return names, body
+        if time.perf_counter() > until:
+            raise BenchFailure(f"the first answer was {status}: {body[:300]!r}")
+        time.sleep(POLL_S)
 
 
 def _check(server: Server, exchange: Exchange) -> None:
     """Ask once, and compare all of the answer."""
+    names, body = first_answer(server.port, exchange.model, exchange.request)
     path = f"/v2/models/{exchange.model}/infer"
-    headers = {**_HEADERS, **exchange.request.headers}
-    until = time.perf_counter() + _OPEN_S
-    while True:  # a proxy may look at the server behind before it sends anything there
-        status, names, body = server.ask("POST", path, headers, exchange.request.body)
-        if status == _OK or time.perf_counter() > until:
-            break
-        time.sleep(_POLL_S)
-    if status != _OK:
-        raise BenchFailure(f"the first answer was {status}: {body[:300]!r}")
     if body != exchange.answer.body:
         raise BenchFailure(f"the first answer to {path} was not what the server behind sent")
     for name, value in exchange.answer.headers.items():

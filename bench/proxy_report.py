@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.budget import Verdict
+from bench.budget import Verdict, verdict_table
 from bench.proxy_campaign import DIRECT, EXCHANGES, Exchange, scenario
 from bench.proxy_subjects import Subject
-from bench.results import Results
+from bench.results import NONE, Results
 from bench.table import Table
 
-_NONE: Final = "–"
 #: What 1 KB through the proxy by hand cost where its limit of 45 µs was set.
 _NAIVE_US: Final = 1930
 _FIRST_US: Final = 45
@@ -49,6 +48,13 @@ NOTES: Final = (
 )
 
 
+def beside_nginx(what: str, figure_us: float, nginx_us: float) -> Iterator[Verdict]:
+    """The budgets of passing 1 KB on, as shares of what nginx takes for it."""
+    for rank, factor in (("first", _FIRST_US / _NGINX_US), ("goal", 1.25)):
+        told = f"{what} ({rank}: nginx × {factor:.3g})"
+        yield Verdict(told, "µs CPU", figure_us, factor * nginx_us)
+
+
 @dataclass(frozen=True)
 class ProxyReport:
     """All that is shown of a run; `facts` are names and values of its circumstances."""
@@ -60,7 +66,7 @@ class ProxyReport:
     def tables(self) -> Iterator[Table]:
         for exchange in EXCHANGES:
             yield self._exchange(exchange)
-        budgets = self._budgets()
+        budgets = verdict_table(self._verdicts())
         if budgets.rows:
             yield budgets
 
@@ -72,7 +78,7 @@ class ProxyReport:
 
     def _exchange(self, exchange: Exchange) -> Table:
         columns = (
-            "proxy", "c", "CPU µs", "(low–high)", f"× {self._reference or _NONE}", "requests/s",
+            "proxy", "c", "CPU µs", "(low–high)", f"× {self._reference or NONE}", "requests/s",
             "p50 ms", "p99 ms", "busy", "KiB/request",
         )  # fmt: skip
         table = Table(exchange.title, columns)
@@ -85,14 +91,14 @@ class ProxyReport:
                 table.rows.append((
                     subject,
                     str(concurrency),
-                    self._show(name, "cpu_us", ",.1f") if own else _NONE,
-                    f"{low_high[0]:,.1f}–{low_high[1]:,.1f}" if low_high else _NONE,
-                    _NONE if ratio is None else f"{ratio:.2f}",
-                    self._show(name, "per_s", ",.0f"),
-                    self._show(name, "p50_ms", ",.3f"),
-                    self._show(name, "p99_ms", ",.3f"),
-                    self._show(name, "busy", ".0%") if own else _NONE,
-                    self._show(name, "request_kib", ",.0f") if own else _NONE,
+                    self.results.shown(name, "cpu_us", ",.1f") if own else NONE,
+                    f"{low_high[0]:,.1f}–{low_high[1]:,.1f}" if low_high else NONE,
+                    NONE if ratio is None else f"{ratio:.2f}",
+                    self.results.shown(name, "per_s", ",.0f"),
+                    self.results.shown(name, "p50_ms", ",.3f"),
+                    self.results.shown(name, "p99_ms", ",.3f"),
+                    self.results.shown(name, "busy", ".0%") if own else NONE,
+                    self.results.shown(name, "request_kib", ",.0f") if own else NONE,
                 ))  # fmt: skip
         return table
 
@@ -104,20 +110,6 @@ class ProxyReport:
             for one in (subject, self._reference)
         )
         return None if cost is None or not reference else cost / reference
-
-    def _budgets(self) -> Table:
-        columns = ("budget", "unit", "limit", "figure", "used", "verdict")
-        table = Table("Budgets: met where no more than 1.00 is used", columns, left=2)
-        for verdict in self._verdicts():
-            table.rows.append((
-                verdict.what,
-                verdict.unit,
-                f"≤ {verdict.limit:,.4g}",
-                f"{verdict.figure:,.4g}",
-                f"{verdict.ratio:.2f}",
-                "met" if verdict.met else "missed",
-            ))  # fmt: skip
-        return table
 
     def _verdicts(self) -> Iterator[Verdict]:
         yield from self._small()
@@ -150,10 +142,7 @@ class ProxyReport:
         if figure is None:
             return
         if nginx is not None:
-            first = _FIRST_US / _NGINX_US
-            for rank, factor in (("first", first), ("goal", 1.25)):
-                what = f"1 KB, c = 64 ({rank}: nginx × {factor:.3g})"
-                yield Verdict(what, "µs CPU", figure, factor * nginx)
+            yield from beside_nginx("1 KB, c = 64", figure, nginx)
         elif naive is not None:
             what = f"1 KB, c = 64 (first: {_FIRST_US} where naive cost {_NAIVE_US:,})"
             yield Verdict(what, "µs CPU", figure, _FIRST_US * naive / _NAIVE_US)
@@ -161,7 +150,3 @@ class ProxyReport:
     def _nginx_us(self, exchange: Exchange) -> float | None:
         name = scenario("nginx", exchange.name, exchange.concurrency[-1])
         return self.results.median(name, "cpu_us")
-
-    def _show(self, name: str, figure: str, form: str) -> str:
-        value = self.results.median(name, figure)
-        return _NONE if value is None else format(value, form)

@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -50,9 +50,17 @@ def program(subject: Subject) -> str | None:
 
 @contextlib.contextmanager
 def proxying(
-    subject: Subject, upstream_port: int, folder: Path, *, on: frozenset[int]
+    subject: Subject,
+    upstream_port: int,
+    folder: Path,
+    *,
+    on: frozenset[int],
+    models: Sequence[str] = MODELS,
+    grpc: bool = False,
 ) -> Iterator[Server]:
     """Run a proxy to a port of loopback on the given cores until the block ends.
+
+    The port is one of HTTP, or of gRPC, which only headrace passes on. The models are those behind.
 
     Raises:
         BenchFailure: it did not start.
@@ -67,7 +75,8 @@ def proxying(
         case "naive":
             arguments = ["-m", "bench.relay_naive", f"http://127.0.0.1:{upstream_port}"]
         case "headrace":
-            arguments = _headrace(folder, upstream_port)
+            scheme = "grpc" if grpc else "http"
+            arguments = _headrace(folder, f"{scheme}://127.0.0.1:{upstream_port}", models)
         case _:
             port, probe = _free_port(), _PROBE
             write = {"nginx": _nginx, "haproxy": _haproxy, "envoy": _envoy}[subject]
@@ -79,9 +88,9 @@ def proxying(
         yield server
 
 
-def _headrace(folder: Path, upstream_port: int) -> list[str]:
+def _headrace(folder: Path, url: str, models: Sequence[str]) -> list[str]:
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-    models = json.dumps(MODELS)
+    protocol = "oip-grpc" if url.startswith("grpc:") else "oip-rest"
     return _written(
         folder / "headrace.toml",
         f"""
@@ -93,8 +102,9 @@ def _headrace(folder: Path, upstream_port: int) -> list[str]:
         quota = {_MANY // 1000}
 
         [endpoints.stub]
-        url = "http://127.0.0.1:{upstream_port}"
-        models = {models}
+        url = "{url}"
+        protocol = "{protocol}"
+        models = {json.dumps([*models])}
         """,
         "-m", "headrace", "serve", "--http-port=0", "--grpc-port=0", "--log-format=json",
         f"--data-dir={folder / 'data'}", "--settings",

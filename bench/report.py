@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench import registry
-from bench.budget import verdicts
+from bench.budget import verdict_table, verdicts
 from bench.campaign import (
     BATCHES,
     IDLE_MODELS,
@@ -15,13 +15,12 @@ from bench.campaign import (
     OVERLOAD_FACTOR,
     OVERLOADED,
 )
-from bench.results import Results
+from bench.results import NONE, Results
 from bench.scenario import GATEWAY, IDLE, OVERLOAD, REGISTRY, Plan, Scenario, compute_name
 from bench.server import SUBJECTS
 from bench.table import Table
 from bench.workload import MODELS
 
-_NONE: Final = "–"
 _SHAPES: Final[Mapping[str, str]] = {
     "tiny": "4 → 3",
     "mlp": "256 → 512 → 512 → 10",
@@ -65,8 +64,9 @@ NOTES: Final = (
         "brackets; the limit is the same share of naive's cost in this run."
     ),
     (
-        "Remote pass-through is measured by `make bench-proxy` (docs/proxies.md); budgets of "
-        "gRPC, several processes and offline batches are not measured here."
+        "Remote pass-through is measured by `make bench-proxy` (docs/proxies.md); gRPC, and what "
+        "the platform adds to a Triton, by `make bench-triton` (a part of this page); budgets of "
+        "several processes and offline batches are not measured here."
     ),
     (
         "The calibration is the processor time of one `await asyncio.create_task(nop())` on "
@@ -90,7 +90,7 @@ class Report:
                 yield self._requests(model, scenarios)
         tables = (
             self._compute(), self._processes(), self._registry(), self._gateway(),
-            self._overload(), self._budgets(),
+            self._overload(), verdict_table(verdicts(self.results)),
         )  # fmt: skip
         for table in tables:
             if table.rows:
@@ -112,12 +112,12 @@ class Report:
                 str(scenario.concurrency),
                 _us(cpu_us),
                 _range(self.results.range(name, "cpu_us")),
-                f"{cpu_us / naive:.2f}" if cpu_us and naive else _NONE,
-                self._show(name, "per_s", ",.0f"),
-                self._show(name, "p50_ms", ",.3f"),
-                self._show(name, "p99_ms", ",.3f"),
-                self._show(name, "busy", ".0%"),
-                self._show(name, "batch_rows", ".1f"),
+                f"{cpu_us / naive:.2f}" if cpu_us and naive else NONE,
+                self.results.shown(name, "per_s", ",.0f"),
+                self.results.shown(name, "p50_ms", ",.3f"),
+                self.results.shown(name, "p99_ms", ",.3f"),
+                self.results.shown(name, "busy", ".0%"),
+                self.results.shown(name, "batch_rows", ".1f"),
             ))  # fmt: skip
         return table
 
@@ -149,7 +149,7 @@ class Report:
                     _us(self.results.median(key, "cpu_us")),
                     _range(self.results.range(key, "cpu_us")),
                     _us(wall_us),
-                    f"{1e6 / wall_us:,.0f}" if wall_us else _NONE,
+                    f"{1e6 / wall_us:,.0f}" if wall_us else NONE,
                 ))  # fmt: skip
         return table
 
@@ -163,9 +163,9 @@ class Report:
             table.rows.append((
                 subject,
                 what,
-                self._show(name, "ready_s", ".2f"),
-                self._show(name, "idle_mb", ".0f"),
-                self._show(name, "after_mb", ".0f"),
+                self.results.shown(name, "ready_s", ".2f"),
+                self.results.shown(name, "idle_mb", ".0f"),
+                self.results.shown(name, "after_mb", ".0f"),
             ))  # fmt: skip
         return table
 
@@ -179,13 +179,13 @@ class Report:
             name = f"{REGISTRY}/{size}"
             table.rows.append((
                 f"{size:,} × {registry.VERSIONS}",
-                self._show(name, "ready_s", ".2f"),
-                self._show(name, "idle_mb", ".0f"),
-                self._show(name, "after_mb", ".0f"),
-                self._show(name, "get_store_ms", ".2f"),
-                self._show(name, "get_cache_ms", ".2f"),
-                self._show(name, "list_ms", ".2f"),
-                self._show(name, "look_up_us", ".2f"),
+                self.results.shown(name, "ready_s", ".2f"),
+                self.results.shown(name, "idle_mb", ".0f"),
+                self.results.shown(name, "after_mb", ".0f"),
+                self.results.shown(name, "get_store_ms", ".2f"),
+                self.results.shown(name, "get_cache_ms", ".2f"),
+                self.results.shown(name, "list_ms", ".2f"),
+                self.results.shown(name, "look_up_us", ".2f"),
             ))  # fmt: skip
         return table
 
@@ -215,29 +215,17 @@ class Report:
             "peak_per_s", "good_per_s", "good_p99_ms", "refused", "refused_p99_ms", "late", "other",
         )  # fmt: skip
         if self.plan.overload:
-            table.rows.append(tuple(self._show(OVERLOAD, figure, ",.0f") for figure in figures))
+            table.rows.append(
+                tuple(self.results.shown(OVERLOAD, figure, ",.0f") for figure in figures)
+            )
         return table
-
-    def _budgets(self) -> Table:
-        columns = ("budget", "unit", "limit", "figure", "used", "verdict")
-        table = Table("Budgets: met where no more than 1.00 is used", columns, left=2)
-        for verdict in verdicts(self.results):
-            limit = f"{'≥' if verdict.at_least else '≤'} {verdict.limit:,.4g}"
-            word = "met" if verdict.met else "missed"
-            figure, ratio = f"{verdict.figure:,.4g}", f"{verdict.ratio:.2f}"
-            table.rows.append((verdict.what, verdict.unit, limit, figure, ratio, word))
-        return table
-
-    def _show(self, scenario: str, figure: str, form: str) -> str:
-        value = self.results.median(scenario, figure)
-        return _NONE if value is None else format(value, form)
 
 
 def _us(value: float | None) -> str:
     if value is None:
-        return _NONE
+        return NONE
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _range(values: tuple[float, float] | None) -> str:
-    return _NONE if values is None else f"{_us(values[0])}–{_us(values[1])}"
+    return NONE if values is None else f"{_us(values[0])}–{_us(values[1])}"

@@ -3,6 +3,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Final
 
+#: What stands for a figure that there is none of.
+NONE: Final = "–"
 #: The name of what tells how fast the machine was.
 CALIBRATION: Final = "calibration"
 
@@ -27,3 +29,8 @@ class Results:
         """The least and the greatest of the rounds; None where it was not measured."""
         values = self._values.get((scenario, figure))
         return (min(values), max(values)) if values else None
+
+    def shown(self, scenario: str, figure: str, form: str) -> str:
+        """The median as text."""
+        value = self.median(scenario, figure)
+        return NONE if value is None else format(value, form)

@@ -48,6 +48,7 @@ class Server:
         self._subject = subject
         self._probe = probe
         self.port = port  # 0: it takes a free one, and says so in its log
+        self.grpc_port = 0  # where its log tells of one
         self.ready_s = 0.0  # from the process's start to the probe's 200
 
     @property
@@ -61,15 +62,8 @@ class Server:
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers with lower-case names, and body of the answer to one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ASK_S)
-        try:
-            connection.request(method, path, body or None, dict(headers or {}))
-            answer = connection.getresponse()
-            names = {name.lower(): value for name, value in answer.getheaders()}
-            return answer.status, names, answer.read()
-        finally:
-            connection.close()
+        """See the function of this name."""
+        return ask(self.port, method, path, headers, body)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`."""
@@ -104,16 +98,34 @@ class Server:
     def _find_port(self) -> bool:
         if not self.port:
             for line in self._log_file.read_bytes().split(b"\n")[:-1]:  # whole lines only
-                if line.startswith(b"{") and b'"http_port"' in line:
-                    self.port = int(json.loads(line)["http_port"])
-        return bool(self.port)
+                if line.startswith(b"{") and b'_port"' in line:
+                    told = json.loads(line)
+                    self.port = int(told.get("http_port", 0))
+                    self.grpc_port = int(told.get("grpc_port", 0))
+        return bool(self.port or self.grpc_port)
 
     def _is_ready(self) -> bool:
+        if not self.port:  # of gRPC alone: ready where it tells of its port
+            return True
         try:
             status, _, _ = self.ask("GET", self._probe)
         except (OSError, http.client.HTTPException):
             return False
         return status == _OK
+
+
+def ask(
+    port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers with lower-case names, and body of the answer to one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+    try:
+        connection.request(method, path, body or None, dict(headers or {}))
+        answer = connection.getresponse()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, names, answer.read()
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager
@@ -150,7 +162,7 @@ def running(
     """Run a server on the given cores until the block ends; it begins when the probe says 200.
 
     `port` is where the command makes it listen; 0: it takes a free one, and writes it as a JSON
-    line with `http_port`.
+    line with `http_port`, or `grpc_port` alone where it speaks nothing else.
 
     Raises:
         BenchFailure: it ended, or was not ready in time; with the end of its log.

@@ -28,7 +28,8 @@ class Table:
             table.add_row(*(Text(cell) for cell in row))
         return table
 
-    def markdown(self) -> str:
+    def markdown(self, level: int = 2) -> str:
+        """With a heading of this level."""
         rules = ["---" if i < self.left else "--:" for i in range(len(self.columns))]
         lines = [" | ".join(row) for row in (self.columns, rules, *self.rows)]
-        return "\n".join([f"## {self.title}", "", *(f"| {line} |" for line in lines)])
+        return "\n".join([f"{'#' * level} {self.title}", "", *(f"| {line} |" for line in lines)])

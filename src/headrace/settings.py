@@ -59,6 +59,9 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     http_port: int = 8080
     #: TCP port for gRPC; 0 takes a free one.
     grpc_port: int = 8081
+    #: How answers over gRPC are compressed, where the client takes that: by `gzip`, by `deflate`,
+    #: or `none`. Requests may be compressed by either.
+    grpc_compression: Literal["none", "gzip", "deflate"] = "none"
     #: Seconds after SIGTERM in which requests are still taken while `/readyz` says 503, so that
     #: load balancers notice before anything is refused.
     drain_delay_s: float = 0.0

@@ -22,8 +22,11 @@ from headrace.transport.access import GuardedRoute, Rule
 from headrace.transport.management import application as management
 from headrace.transport.management.strict_route import StrictRoute
 from headrace.transport.oip_grpc.control import ControlRpcs
+from headrace.transport.oip_grpc.edge import Rpc, StreamRpc
 from headrace.transport.oip_grpc.health import HealthRpc
 from headrace.transport.oip_grpc.infer import InferRpc
+from headrace.transport.oip_grpc.reflection import ReflectionRpc
+from headrace.transport.oip_grpc.stream import StreamInferRpc
 from headrace.transport.oip_rest.control import ControlWire
 from headrace.transport.operations import OperationsWire
 from tests.support.onnx_files import plus_one
@@ -37,7 +40,7 @@ IMPLIED = {MODELS_READ: {MODELS_WRITE, ADMIN}, ADMIN: set(), MODELS_WRITE: {ADMI
 
 def _control() -> ControlWire:
     absent: Any = None
-    return ControlWire(absent, version="", ready=lambda: True, config_json=absent, timelines=absent)
+    return ControlWire(absent, version="", ready=lambda: True, timelines=absent)
 
 
 def _routes() -> list[BaseRoute]:
@@ -207,12 +210,19 @@ def test_a_path_that_nobody_serves_is_told_to_nobody_without_a_token(server: Ser
 
 def _rpcs() -> dict[str, Any]:
     absent: Any = None
-    control = ControlRpcs(absent, version="", ready=lambda: True, config_json=absent)
+    control = ControlRpcs(absent, version="", ready=lambda: True)
     return {
         **InferRpc(absent, ids=absent).rpcs(),
+        **StreamInferRpc(absent, ids=absent, max_bytes=0).rpcs(),
         **control.rpcs(),
         **HealthRpc(ready=lambda: True).rpcs(),
+        **ReflectionRpc().rpcs(),
     }
+
+
+RPCS = _rpcs()
+UNARY = {path: rpc for path, rpc in RPCS.items() if isinstance(rpc, Rpc)}
+STREAMS = {path: rpc for path, rpc in RPCS.items() if isinstance(rpc, StreamRpc)}
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +244,8 @@ def _call(channel: grpc.Channel, path: str, token: str | None) -> grpc.StatusCod
     return grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize(("path", "rpc"), _rpcs().items(), ids=list(_rpcs()))
-def test_every_rpc_lets_in_whom_its_rule_names(channel: grpc.Channel, path: str, rpc: Any) -> None:
+@pytest.mark.parametrize(("path", "rpc"), UNARY.items(), ids=list(UNARY))
+def test_every_rpc_lets_in_whom_its_rule_names(channel: grpc.Channel, path: str, rpc: Rpc) -> None:
     rule: Rule = rpc.rule
     refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
     if rule.public:
@@ -249,3 +259,25 @@ def test_every_rpc_lets_in_whom_its_rule_names(channel: grpc.Channel, path: str,
     for token in ({rule.scope or BATCH} | ({INFER} if rule.or_infer else set())) | {"all"}:
         if "load" not in path.lower():
             assert _call(channel, path, token) not in refused, token
+
+
+def _open(channel: grpc.Channel, path: str, token: str | None) -> grpc.StatusCode:
+    """What becomes of a stream on which nothing is sent."""
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    stream = channel.stream_stream(path)(iter(()), metadata=metadata, timeout=10)
+    found: grpc.StatusCode = stream.code()
+    return found
+
+
+@pytest.mark.parametrize(("path", "rpc"), STREAMS.items(), ids=list(STREAMS))
+def test_every_stream_opens_for_whom_it_may(
+    channel: grpc.Channel, path: str, rpc: StreamRpc
+) -> None:
+    refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+    if rpc.public:
+        assert path.rpartition("/")[2] in {"Watch", "ServerReflectionInfo"}
+        assert _open(channel, path, None) not in refused
+        return
+    for token in (None, "wrong"):
+        assert _open(channel, path, token) is grpc.StatusCode.UNAUTHENTICATED
+    assert _open(channel, path, "all") not in refused

@@ -37,7 +37,9 @@ from headrace.domain.errors import (
     EndpointTimeout,
     HeadraceError,
     InvalidRequest,
+    ModelNotReady,
     PayloadTooLarge,
+    QueueTimeout,
     UnknownModel,
     Unsupported,
 )
@@ -58,6 +60,7 @@ from headrace.transport.status import GrpcStatus
 from tests.support.waiting import until
 
 SERVICE = "/inference.GRPCInferenceService"
+METHODS = ("ModelInfer", "ServerReady", "ModelReady", "RepositoryIndex")
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ENDPOINT = Endpoint(
     tenant="default", name="triton", url="grpc://it", created_at=AT, updated_at=AT
@@ -113,7 +116,8 @@ class Backend:
 
         backend = cls(
             await GrpcServer.listen(
-                {f"{SERVICE}/{n}": infer for n in ("ModelInfer", "ServerReady", "ModelReady")},
+                {f"{SERVICE}/{n}": infer for n in METHODS},
+                {},
                 address=(host, port),
                 limits=HttpLimits(max_body_bytes=max_body_bytes),
             )
@@ -246,10 +250,82 @@ async def test_a_message_of_this_wire_arrives_byte_for_byte_and_so_does_its_answ
         return GrpcAnswer(answer)
 
     backend.answer = answering
-    response = await client.infer(InferRequest("m", payload=GrpcPayload(message, body)), call())
+    request = InferRequest("m", payload=GrpcPayload(message, body))
+    response = await client.infer(request, Call("mine-1"))
     assert backend.seen[0].message == body
     assert isinstance(response.reply, GrpcReply)
     assert response.reply.body == answer
+
+
+async def test_a_message_of_this_wire_has_the_time_that_is_left_behind_it(
+    backend: Backend,
+) -> None:
+    message = schema.ModelInferRequest(model_name="m", raw_input_contents=[b"\1\2"])
+    message.inputs.add(name="x", datatype="UINT8", shape=[2])
+    message.parameters["timeout"].string_param = "60000000"
+    message.parameters["mine"].int64_param = 7
+    body = message.SerializeToString()
+    for settings in ({}, {"send_timeout": False}):
+        client = upstream(backend.port, **settings)
+        await client.infer(InferRequest("m", payload=GrpcPayload(message, body)), call(5.0))
+        sent = backend.seen[-1].message
+        assert sent.startswith(body)
+        assert (sent == body) is bool(settings)
+        await client.close()
+    asked = schema.ModelInferRequest.FromString(backend.seen[0].message)
+    assert 4_000_000 < asked.parameters["timeout"].int64_param <= 5_000_000
+    assert asked.parameters["mine"].int64_param == 7
+    for own, told in ((1000, 1000), (6_000_000, 5_000_000), (0, 5_000_000)):
+        message.parameters["timeout"].int64_param = own
+        request = InferRequest("m", payload=GrpcPayload(message, message.SerializeToString()))
+        client = upstream(backend.port)
+        await client.infer(request, call(5.0))
+        assert told * 0.8 <= backend.asked().parameters["timeout"].int64_param <= told
+        await client.close()
+
+
+async def test_a_report_over_its_limit_is_refused_as_it_comes(
+    backend: Backend, client: GrpcUpstream
+) -> None:
+    async def answering(_: GrpcRequest) -> GrpcAnswer:
+        index = schema.RepositoryIndexResponse()
+        index.models.add(name="x" * 5_000_000)
+        return GrpcAnswer(index.SerializeToString())
+
+    backend.answer = answering
+    assert client.models is not None
+    with pytest.raises(EndpointFailed, match="too large"):
+        await client.models.index(time.monotonic() + 10.0)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+async def test_requests_are_compressed_where_that_is_set(
+    backend: Backend, compression: str
+) -> None:
+    sent_bytes = 0
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        count = 0
+        while data := await reader.read(65536):
+            count += len(data)
+            writer.write(data)
+        writer.close()
+        return count
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        beyond = await asyncio.open_connection("127.0.0.1", backend.port)
+        sent_bytes, _ = await asyncio.gather(forward(reader, beyond[1]), forward(beyond[0], writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    client = upstream(server.sockets[0].getsockname()[1], compression=compression)
+    response = await client.infer(pixels(100_000), call())
+    response.unpack()
+    assert response.outputs[0].array.shape == (100_000,)
+    await client.close()
+    await until(lambda: sent_bytes)
+    assert (sent_bytes < 50_000) is (compression != "none")
+    server.close()
 
 
 async def test_a_request_without_a_deadline_is_answered(
@@ -283,8 +359,20 @@ STATUSES: list[tuple[GrpcStatus, str, type[HeadraceError], str]] = [  # status, 
     (
         GrpcStatus.UNAVAILABLE,
         "Request for unknown model: 'x' version 1 is not at ready state",
-        EndpointFailed,
-        "the endpoint failed",
+        ModelNotReady,
+        "Request for unknown model: 'x' version 1 is not at ready state",
+    ),
+    (
+        GrpcStatus.UNAVAILABLE,
+        "Request timeout expired",
+        QueueTimeout,
+        "the request waited at the endpoint for longer than it may",
+    ),
+    (
+        GrpcStatus.UNAVAILABLE,
+        "[request id: a] b] Exceeds maximum queue size",
+        EndpointBusy,
+        "the endpoint has no room at this moment",
     ),
     (GrpcStatus.UNIMPLEMENTED, "sequences", Unsupported, "sequences"),
     (GrpcStatus.DEADLINE_EXCEEDED, "slow", EndpointTimeout, "the endpoint did not answer in time"),

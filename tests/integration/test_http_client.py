@@ -555,3 +555,35 @@ async def test_closing_ends_idle_connections_now_and_busy_ones_when_they_have_an
         assert body_of(await busy) == b"ok"
         assert client.pool.connections == 0
         assert "asked no more" in (await client.refused()).message
+
+
+async def test_a_coded_answer_is_taken_as_it_is_where_one_was_asked_for() -> None:
+    coded = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Encoding: gzip\r\n\r\nok"
+
+    async def serve(visitor: Visitor) -> None:
+        await visitor.answer_all(coded)
+
+    async with between(serve) as (_, client):
+        deadline = asyncio.get_running_loop().time() + 10
+        answer = await client.pool.exchange(GET, (), deadline, coded=True)
+        assert (answer.headers[b"content-encoding"], body_of(answer)) == (b"gzip", b"ok")
+        await client.refused()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n123456789012",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n123456789012\r\n0\r\n\r\n",
+    ],
+)
+async def test_one_answer_may_have_a_lower_limit_than_others(answer: bytes) -> None:
+    async def serve(visitor: Visitor) -> None:
+        await visitor.answer_all(answer)
+
+    async with between(serve) as (_, client):
+        deadline = asyncio.get_running_loop().time() + 10
+        for _ in range(2):
+            assert len(body_of(await client.ask())) == 12
+            with pytest.raises(EndpointFailed, match="limit of 11 bytes"):
+                await client.pool.exchange(GET, (), deadline, max_body_bytes=11)

@@ -22,6 +22,7 @@ from headrace.ports.upstream import Address
 from headrace.registry.registry import utc_now
 from headrace.router.configured import ConfiguredCatalogue, NoRegistry
 from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.endpoint_statistics import EndpointStatistics
 from headrace.router.fleet import Fleet
 from headrace.router.settings import RouterSettings
 from headrace.settings import Settings
@@ -400,6 +401,7 @@ async def running(settings: Settings, endpoint: Endpoint, resolve: Any) -> Any:
     def in_process(_: Endpoint) -> Any:
         raise AssertionError("nothing runs here")
 
+    metrics, chance = Metrics(version="test"), Random(1).random
     fleet = Fleet(
         catalogue=ConfiguredCatalogue(NoRegistry(), endpoints=(endpoint,), routes=()),
         shared=[endpoint.key],
@@ -411,10 +413,13 @@ async def running(settings: Settings, endpoint: Endpoint, resolve: Any) -> Any:
         health_checks=settings.health_checks,
         retries=settings.retries,
         hedging=settings.hedging,
-        metrics=EndpointMetrics(Metrics(version="test"), clock=time.monotonic),
+        metrics=EndpointMetrics(metrics, clock=time.monotonic),
+        statistics=EndpointStatistics(
+            metrics, settings=settings.health_checks, clock=time.monotonic, chance=chance
+        ),
         clock=time.monotonic,
         now=utc_now,
-        chance=Random(1).random,
+        chance=chance,
     )
     task = asyncio.create_task(fleet.run())
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from headrace.domain.tensors import Array
 from headrace.ports.executor import Arrays, ModelSource
 
 Answer: TypeAlias = Callable[[Arrays], Sequence[Array]]
+Answers: TypeAlias = Callable[[Arrays], Iterator[Sequence[Array]]]  # a generator function
 
 #: x FP32 [rows, 1] to y FP32 [rows, 1].
 SIGNATURE: Final = Signature(
@@ -35,8 +36,14 @@ def plus(amount: float) -> Answer:
     return answer
 
 
+def counting(inputs: Arrays) -> Iterator[Sequence[Array]]:
+    """As many answers as x says in its first row: y = 0, 1, 2 and so on."""
+    for i in range(int(inputs["x"][0, 0])):
+        yield [np.array([[i]], dtype=np.float32)]
+
+
 class FakeExecutor:
-    """Answers at once, and keeps what it was asked and by which thread."""
+    """Answers at once, and keeps what it was asked and by which thread; with `answers` a stream."""
 
     def __init__(
         self,
@@ -45,8 +52,11 @@ class FakeExecutor:
         signature: Signature = SIGNATURE,
         max_batch_size: int = 8,
         bounded: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         self.answer = answer or plus(1)
+        self.answers = answers
+        self.decoupled = answers is not None
         self.signature = signature
         self.max_batch_size = max_batch_size
         self.bounded = bounded
@@ -62,6 +72,19 @@ class FakeExecutor:
 
     def run(self, inputs: Arrays) -> Sequence[Array]:
         """See Executor.run."""
+        assert not self.decoupled
+        self._ask(inputs)
+        return self.answer(inputs)
+
+    def stream(self, inputs: Arrays) -> Iterator[Sequence[Array]]:
+        """See Executor.stream."""
+        if self.answers is None:
+            yield self.run(inputs)
+            return
+        self._ask(inputs)
+        yield from self.answers(inputs)
+
+    def _ask(self, inputs: Arrays) -> None:
         if self.closed:
             msg = "the model is unloaded"
             raise ModelFailed(msg)
@@ -72,7 +95,6 @@ class FakeExecutor:
                 raise InvalidRequest(msg)
         self.threads.append(threading.get_ident())
         self.asked.append(inputs)
-        return self.answer(inputs)
 
     def close(self) -> None:
         """See Executor.close."""
@@ -112,6 +134,38 @@ class GatedExecutor(FakeExecutor):
         self._loop.call_soon_threadsafe(self._begun.put_nowait, None)
         self._gate.acquire(timeout=_FOREVER_S)
         return self._behind(inputs)
+
+
+class SteppedExecutor(FakeExecutor):
+    """A stream of 0, 1, 2 and so on without end, that takes each step only when told to.
+
+    Told what to raise, it raises it in the place of that answer.
+    """
+
+    def __init__(self, *, raises: BaseException | None = None, at: int = 0) -> None:
+        super().__init__(answers=self._steps)
+        self.raises = raises
+        self._at = at
+        self._steps_allowed = threading.Semaphore(0)
+        self.made = 0  # answers
+        self.ended_by = 0  # the thread in which the generator ended; 0 before
+        self.begun = threading.Event()
+
+    def allow(self, steps: int = 1) -> None:
+        """Let that many answers be made, now or later."""
+        self._steps_allowed.release(steps)
+
+    def _steps(self, _: Arrays) -> Iterator[Sequence[Array]]:
+        self.begun.set()
+        try:
+            for i in range(10**6):
+                self._steps_allowed.acquire(timeout=_FOREVER_S)
+                if self.raises is not None and i == self._at:
+                    raise self.raises
+                self.made += 1
+                yield [np.array([[i]], dtype=np.float32)]
+        finally:
+            self.ended_by = threading.get_ident()
 
 
 class Hold:

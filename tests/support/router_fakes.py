@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final, Self, TypeAlias
 
 from headrace.domain.calls import Call
 from headrace.domain.catalog import ApiKey, Endpoint, Key
-from headrace.domain.errors import EndpointFailed, HeadraceError, UnknownModel
+from headrace.domain.errors import EndpointFailed, HeadraceError, InvalidRequest, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.tensors import InferContent
 from headrace.ports.catalogue import Entry, Name
+from headrace.ports.inference import Responses, single
+from headrace.ports.model_control import IndexEntry, ModelMetadata
+from headrace.ports.remote_models import RemoteModels
 from headrace.ports.upstream import Site, Sited
 from headrace.resilience.backoff import RetrySettings
 from headrace.resilience.breaker import BreakerSettings
@@ -22,6 +25,7 @@ from headrace.resilience.health_checks import HealthCheckSettings
 from headrace.resilience.outliers import OutlierSettings
 from headrace.router.attempts import Attempts
 from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.endpoint_statistics import EndpointStatistics
 from headrace.router.fleet import Fleet
 from headrace.router.lane import Lane
 from headrace.router.local import LocalModels
@@ -43,6 +47,77 @@ class Clock:
         return self.now
 
 
+class FakeModels:
+    """What a server tells of its models, by name: "READY" with version "1", or why it is not.
+
+    `fails` is raised instead of any answer; `hangs`, where it is set, is waited for before that.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.states: dict[str, str] = {}
+        self.counts: dict[str, int] = {}  # of inferences, by model
+        self.fails: HeadraceError | None = None
+        self.hangs: asyncio.Future[None] | None = None
+        self.asked: list[tuple[str, ...]] = []
+        self.deadlines: list[float] = []
+        self.configs: list[bytes | None] = []
+
+    async def metadata(self, model: str, version: str, deadline: float) -> ModelMetadata:
+        await self._asked(deadline, "metadata", model, version)
+        self._require(model)
+        return ModelMetadata(model, ("1",), self.name, (), ())
+
+    async def config(self, model: str, version: str, deadline: float) -> Mapping[str, Any]:
+        await self._asked(deadline, "config", model, version)
+        self._require(model)
+        return {"name": model, "backend": self.name}
+
+    async def statistics(
+        self, model: str, version: str, deadline: float
+    ) -> Sequence[dict[str, Any]]:
+        await self._asked(deadline, "statistics", model, version)
+        if model:
+            self._require(model)
+        return [
+            {"name": name, "version": "1", "inference_count": count}
+            for name, count in self.counts.items()
+            if model in {"", name}
+        ]
+
+    async def index(self, deadline: float) -> Sequence[IndexEntry]:
+        await self._asked(deadline, "index")
+        return [
+            IndexEntry(name, "1", "READY" if state == "READY" else "UNAVAILABLE", reason)
+            for name, state in self.states.items()
+            for reason in ["" if state == "READY" else state]
+        ]
+
+    async def load(self, model: str, deadline: float, *, config_json: bytes | None = None) -> None:
+        await self._asked(deadline, "load", model)
+        self.configs.append(config_json)
+        if self.states.get(model, "READY") != "READY":
+            raise InvalidRequest(f"failed to load '{model}', {self.states[model]}")
+        self.states[model] = "READY"
+
+    async def unload(self, model: str, deadline: float) -> None:
+        await self._asked(deadline, "unload", model)
+        self._require(model)
+        del self.states[model]
+
+    async def _asked(self, deadline: float, *question: str) -> None:
+        self.asked.append(question)
+        self.deadlines.append(deadline)
+        if self.hangs is not None:
+            await self.hangs
+        if self.fails is not None:
+            raise self.fails
+
+    def _require(self, model: str) -> None:
+        if self.states.get(model) != "READY":
+            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+
+
 class FakeUpstream:
     """Ends calls in the outcomes of `script`, one by one, and then in `always`."""
 
@@ -60,6 +135,8 @@ class FakeUpstream:
         self.checked = 0
         self.lacking: set[str] = set()  # models that are not, though the server is
         self.closed = 0
+        self.told = FakeModels(name)
+        self.models: RemoteModels | None = self.told
         self._clock = clock
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
@@ -75,6 +152,9 @@ class FakeUpstream:
         if outcome is not None:
             raise outcome
         return InferResponse(request.model, self.name, [])
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
     async def unready(self, model: str, version: str, deadline: float) -> str:
         del version, deadline
@@ -120,6 +200,9 @@ class NoLocalModels:
         del call
         raise UnknownModel(f"no {request.model}")
 
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
+
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         del tenant, version
         return UnknownModel(f"no {model}")
@@ -151,11 +234,13 @@ class RouterHouse:
         self.metrics = Metrics(version="1")
         self.catalogue = FakeCatalogue()
         self.upstreams: dict[str, FakeUpstream] = {}
+        self.at: dict[str, FakeUpstream] = {}  # the last one at an address
         self.sites: dict[str, Sited | OSError] = {}
         self.located: list[str] = []
         self.router_settings = router or RouterSettings(slow_start_s=0)
         self.retries = retries or RetrySettings(base_s=0, max_s=0)
         self.hedging = hedging or HedgingSettings()
+        checks = health_checks or HealthCheckSettings(enabled=False, statistics_s=0)
         counted = EndpointMetrics(self.metrics, clock=self.clock)
         self.fleet = Fleet(
             catalogue=self.catalogue,
@@ -165,10 +250,16 @@ class RouterHouse:
             router=self.router_settings,
             breaker=BreakerSettings(),
             outliers=OutlierSettings(),
-            health_checks=health_checks or HealthCheckSettings(enabled=False),
+            health_checks=checks,
             retries=self.retries,
             hedging=self.hedging,
             metrics=counted,
+            statistics=EndpointStatistics(
+                self.metrics,
+                settings=checks,
+                clock=self.clock,
+                chance=self.random.random,
+            ),
             clock=self.clock,
             now=lambda: AT,
             chance=self.random.random,
@@ -244,8 +335,11 @@ class RouterHouse:
         return found
 
     def _connect(self, endpoint: Endpoint, site: Site | None) -> FakeUpstream:
-        del site
         upstream = self.upstreams[endpoint.url] = FakeUpstream(endpoint.name, self.clock)
+        if site is None:
+            upstream.models = None
+        else:
+            self.at[str(site.address)] = upstream
         return upstream
 
     async def _locate(self, endpoint: Endpoint) -> Sited:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,12 @@ class OnnxLoader:
 
     def load(self, source: ModelSource) -> Sequence[OnnxExecutor]:
         """See ExecutorLoader.load."""
+        if source.config.decoupled:
+            msg = (
+                "the configuration says model_transaction_policy { decoupled: true }, "
+                "but an ONNX model answers a request once: leave it out"
+            )
+            raise ModelLoadFailed(msg)
         session = _open(source.file, source.config.intra_op_threads)
         found = Signature(
             tuple(_spec(node, "input") for node in session.get_inputs()),
@@ -71,6 +77,8 @@ class OnnxExecutor:
 
     Its runs take a time that rows tell where no other axis is open and the graph has no loops.
     """
+
+    decoupled = False
 
     def __init__(
         self, session: Any, signature: Signature, max_batch_size: int, *, loops: bool
@@ -107,6 +115,10 @@ class OnnxExecutor:
         for i in self._text_outputs:
             outputs[i] = _encoded(outputs[i])
         return outputs
+
+    def stream(self, inputs: Arrays) -> Iterator[Sequence[Array]]:
+        """See Executor.stream."""
+        yield self.run(inputs)
 
     def close(self) -> None:
         """Let go of the session; its memory goes with the last instance's reference."""

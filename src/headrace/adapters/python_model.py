@@ -8,7 +8,7 @@ import itertools
 import logging
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -55,6 +55,7 @@ class PythonModelLoader:
                 msg = f"class {cls.__name__} declares no {kind}, and neither does the configuration"
                 raise ModelLoadFailed(msg)
         signature = reconcile(source.config, declared, max_batch_size)
+        _check_policy(cls, source.config.decoupled)
         context = LoadContext(
             source.config.name, source.version, source.file.parent, source.config.parameters
         )
@@ -82,27 +83,62 @@ class PythonExecutor:
     ) -> None:
         self.signature = signature
         self.max_batch_size = max_batch_size
+        self.decoupled = _yields(type(model))
         self._model = model
         self._module = module
         module.users += 1
 
     def run(self, inputs: Arrays) -> Sequence[Array]:
         """See Executor.run."""
-        own = {name: a if a.flags.writeable else a.copy() for name, a in inputs.items()}
         try:
-            answer = self._model.predict(own)
-        except InvalidRequest as error:
-            msg = f"the model refuses the input: {_said(error)}"
-            raise InvalidRequest(msg) from error
+            answer = self._model.predict(_own(inputs))
         except BaseException as error:  # whatever a model raises ends its run, and no more
-            with contextlib.suppress(Exception):  # its class may spoil even the log line
-                _logger.exception("model %s raised", type(self._model).__qualname__)
-            msg = f"the model raised {type(error).__name__}: {_said(error)}"
-            raise ModelFailed(msg) from error
+            raise self._failure(error) from error
+        return self._outputs(answer)
+
+    def stream(self, inputs: Arrays) -> Iterator[Sequence[Array]]:
+        """See Executor.stream."""
+        if not self.decoupled:
+            yield self.run(inputs)
+            return
+        answers: Any = self._model.predict(_own(inputs))  # a generator: nothing runs yet
+        try:
+            while True:
+                try:
+                    answer = next(answers)
+                except StopIteration:
+                    return
+                except BaseException as error:  # as in `run`
+                    raise self._failure(error) from error
+                yield self._outputs(answer)
+                del answer  # the model may make the next one in its place
+        finally:
+            self._stop(answers)
+
+    def _failure(self, error: BaseException) -> InvalidRequest | ModelFailed:
+        """What the caller is told of an exception out of the model."""
+        if isinstance(error, InvalidRequest):
+            return InvalidRequest(f"the model refuses the input: {_said(error)}")
+        self._log(error, "raised")
+        return ModelFailed(f"the model raised {type(error).__name__}: {_said(error)}")
+
+    def _outputs(self, answer: object) -> Sequence[Array]:
         if not isinstance(answer, Mapping):
-            msg = f"predict() answered a {type(answer).__name__}, not a mapping of outputs"
+            verb = "yielded" if self.decoupled else "answered"
+            msg = f"predict() {verb} a {type(answer).__name__}, not a mapping of outputs"
             raise ModelFailed(msg)
         return [_output(spec, answer) for spec in self.signature.outputs]
+
+    def _stop(self, answers: Generator[object, None, None]) -> None:
+        """End a generator where it stands; nobody is left to be told of what it raises."""
+        try:
+            answers.close()
+        except BaseException as error:  # noqa: BLE001 - the run is over, whatever it raises
+            self._log(error, "raised when its reader had stopped")
+
+    def _log(self, error: BaseException, what: str) -> None:
+        with contextlib.suppress(Exception):  # its class may spoil even the log line
+            _logger.error("model %s %s", type(self._model).__qualname__, what, exc_info=error)
 
     def close(self) -> None:
         """Tell the model that it is over, and with the last one forget its code."""
@@ -171,6 +207,26 @@ class _ModelModule:
         for name in list(sys.modules):
             if name == self._name or name.startswith(f"{self._name}."):
                 del sys.modules[name]
+
+
+def _yields(cls: type[Model]) -> bool:
+    return inspect.isgeneratorfunction(cls.predict)
+
+
+def _check_policy(cls: type[Model], decoupled: bool | None) -> None:  # noqa: FBT001 - a setting
+    if decoupled is not None and decoupled != _yields(cls):
+        says = "true" if decoupled else "false"
+        code = "is a generator function" if _yields(cls) else "yields nothing"
+        msg = (
+            f"the configuration says model_transaction_policy {{ decoupled: {says} }}, "
+            f"but predict() of class {cls.__name__} {code}: change one of them"
+        )
+        raise ModelLoadFailed(msg)
+
+
+def _own(inputs: Arrays) -> Arrays:
+    """Arrays that a model may write into."""
+    return {name: a if a.flags.writeable else a.copy() for name, a in inputs.items()}
 
 
 def _check_specs(cls: type[Model], kind: str, specs: object) -> None:

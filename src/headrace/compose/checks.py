@@ -9,6 +9,7 @@ from headrace.domain.calls import Call
 from headrace.domain.errors import InvalidSettings, UnknownModel
 from headrace.domain.hosts import is_loopback
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.ports.inference import Responses, single
 from headrace.settings import Settings
 from headrace.telemetry.metrics import Metrics
 
@@ -61,3 +62,6 @@ class _Nothing:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         del call
         raise UnknownModel(f"Request for unknown model: '{request.model}' is not found")
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)

@@ -1,27 +1,23 @@
-"""What operators' wires ask of all models of this process: those of the folder, and registered."""
+"""What operators' wires ask of the models of this process: those of the folder, and registered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from headrace.domain.calls import OPERATOR
-from headrace.domain.errors import (
-    Forbidden,
-    HeadraceError,
-    InvalidRequest,
-    UnknownModel,
-    Unsupported,
-)
+from headrace.domain.errors import Forbidden, HeadraceError, InvalidRequest, UnknownModel
 from headrace.domain.names import version_order
 from headrace.orchestrator.lifecycle import Models
+from headrace.orchestrator.off_loop import off_loop
 from headrace.orchestrator.on_demand import OnDemand
 from headrace.ports.catalogue import Catalogue
-from headrace.ports.model_control import IndexEntry, ModelDescription
+from headrace.ports.model_control import IndexEntry, ModelDescription, ModelMetadata
+from headrace.ports.repository import ModelRepository
 from headrace.router.registered import RegisteredModels, internal_name
-from headrace.router.router import Router
+
+#: Writes a model's configuration in Triton's JSON form.
+ConfigJson: TypeAlias = Callable[[ModelDescription], Mapping[str, Any]]
 
 
 class FolderControl:
@@ -31,28 +27,42 @@ class FolderControl:
     """
 
     def __init__(
-        self, models: Models, router: Router | None = None, tenant: str = OPERATOR
+        self,
+        models: Models,
+        *,
+        repository: ModelRepository,
+        config_json: ConfigJson,
+        tenant: str = OPERATOR,
     ) -> None:
-        """`router` knows of endpoints that have models as well."""
         self._models = models
-        self._router = router
+        self._repository = repository
+        self._config_json = config_json
         self._tenant = tenant
 
     def of(self, tenant: str) -> FolderControl:
-        return self if tenant == self._tenant else FolderControl(self._models, self._router, tenant)
+        if tenant == self._tenant:
+            return self
+        return FolderControl(
+            self._models, repository=self._repository, config_json=self._config_json, tenant=tenant
+        )
 
-    async def describe(self, model: str, version: str = "") -> ModelDescription:
-        return self._models.describe(model, version)
+    async def has(self, model: str) -> bool:
+        """Whether the folder has a model, also one that nobody has asked to load."""
+        return model in await off_loop(self._repository.names)
+
+    async def metadata(self, model: str, version: str = "") -> ModelMetadata:
+        return _metadata(self._models.describe(model, version))
+
+    async def config(self, model: str, version: str = "") -> Mapping[str, Any]:
+        return self._config_json(self._models.describe(model, version))
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
-        if self._router is not None:
-            return self._router.obstacle(self._tenant, model, version)
         return self._models.obstacle(model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         return self._models.statistics(model, version)
 
-    def index(self) -> Sequence[IndexEntry]:
+    async def index(self) -> Sequence[IndexEntry]:
         return self._models.index()
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
@@ -82,21 +92,21 @@ class WholeControl:
         self,
         folder: FolderControl,
         *,
-        router: Router,
         models: RegisteredModels,
         catalogue: Catalogue,
         on_demand: OnDemand,
         registered: Models,
+        config_json: ConfigJson,
         load_s: float,
         clock: Callable[[], float],
         tenant: str = OPERATOR,
     ) -> None:
         self._folder = folder
-        self._router = router
         self._models = models
         self._catalogue = catalogue
         self._on_demand = on_demand
         self._registered = registered
+        self._config_json = config_json
         self._load_s = load_s
         self._clock = clock
         self._tenant = tenant
@@ -106,27 +116,34 @@ class WholeControl:
             return self
         return WholeControl(
             self._folder.of(tenant),
-            router=self._router,
             models=self._models,
             catalogue=self._catalogue,
             on_demand=self._on_demand,
             registered=self._registered,
+            config_json=self._config_json,
             load_s=self._load_s,
             clock=self._clock,
             tenant=tenant,
         )
 
-    async def describe(self, model: str, version: str = "") -> ModelDescription:
-        target, number = self._local(model, version)
-        if not number:
-            return await self._folder.describe(target, version)
-        found = self._registered.describe(*await self._loaded(target, number))
-        entry = self._catalogue.entry((self._tenant, target))
-        versions = sorted(entry.versions, key=version_order) if entry is not None else ()
-        return msgspec.structs.replace(found, name=model, versions=tuple(versions))
+    async def has(self, model: str) -> bool:
+        """Whether the registry or the folder has a model, loaded or not."""
+        return bool(self._versions(model)) or await self._folder.has(model)
+
+    async def metadata(self, model: str, version: str = "") -> ModelMetadata:
+        found = await self._described(model, version)
+        if found is None:
+            return await self._folder.metadata(model, version)
+        return _metadata(found, model, self._versions(model))
+
+    async def config(self, model: str, version: str = "") -> Mapping[str, Any]:
+        found = await self._described(model, version)
+        if found is None:
+            return await self._folder.config(model, version)
+        return self._config_json(found)
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
-        return self._router.obstacle(self._tenant, model, version)
+        return self._models.obstacle(self._tenant, model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         if not model:
@@ -136,31 +153,28 @@ class WholeControl:
                 *await self._folder.statistics(),
                 *(_public(each) for each in registered if each["name"].startswith(own)),
             ]
-        target, number = self._local(model, version)
+        number = self._version(model, version)
         if not number:
-            return await self._folder.statistics(target, version)
-        name, number = await self._loaded(target, number)
+            return await self._folder.statistics(model, version)
+        name = await self._loaded(model, number)
         return [_public(each) for each in self._registered.statistics(name, number)]
 
-    def index(self) -> Sequence[IndexEntry]:
-        entries = list(self._folder.index())
+    async def index(self) -> Sequence[IndexEntry]:
+        entries = list(await self._folder.index())
         for tenant, name in self._catalogue.names():
-            if (
-                tenant == self._tenant
-                and (entry := self._catalogue.entry((tenant, name))) is not None
-            ):
-                entries += [self._line(name, v) for v in sorted(entry.versions, key=version_order)]
+            if tenant == self._tenant:
+                entries += [self._line(name, version) for version in self._versions(name)]
         return entries
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
-        target, number = self._local(model, "")
+        number = self._version(model, "")
         if not number:
-            await self._folder.load(target, config_json=config_json)
+            await self._folder.load(model, config_json=config_json)
         elif config_json is not None:
             msg = f"model '{model}' is of the registry: its configuration comes with its versions"
             raise InvalidRequest(msg)
         else:
-            await self._loaded(target, number)
+            await self._loaded(model, number)
 
     async def unload(self, model: str) -> None:
         if self._catalogue.entry((self._tenant, model)) is None:
@@ -178,24 +192,43 @@ class WholeControl:
             return IndexEntry(model, version, "READY", "")
         return IndexEntry(model, version, "UNAVAILABLE", obstacle.message)
 
-    def _local(self, model: str, version: str) -> tuple[str, str]:
-        """The model of this process that is asked for, and its version; "" of the folder's.
+    def _versions(self, model: str) -> Sequence[str]:
+        """The registered versions that can be asked, in order."""
+        entry = self._catalogue.entry((self._tenant, model))
+        return () if entry is None else sorted(entry.versions, key=version_order)
+
+    def _version(self, model: str, version: str) -> str:
+        """The registered version that is asked for; "" of the folder's models.
 
         Raises:
             UnknownModel, ModelNotReady: there is none.
-            Unsupported: endpoints have it.
         """
-        found = self._router.local_target(self._tenant, model, version)
-        if found is None:
-            msg = f"model '{model}' is served by endpoints: only they can tell more of it"
-            raise Unsupported(msg)
-        target, asked = found
-        return target, self._models.version(self._tenant, target, asked)
+        return self._models.version(self._tenant, model, version)
 
-    async def _loaded(self, model: str, version: str) -> tuple[str, str]:
+    async def _described(self, model: str, version: str) -> ModelDescription | None:
+        """A registered version, loaded where it has to be; None of the folder's models."""
+        number = self._version(model, version)
+        if not number:
+            return None
+        return self._registered.describe(await self._loaded(model, number), number)
+
+    async def _loaded(self, model: str, version: str) -> str:
+        """Load a registered version; answers what its model is called behind the router."""
         name = internal_name(self._tenant, model)
         await self._on_demand.loaded(name, version, deadline=self._clock() + self._load_s)
-        return name, version
+        return name
+
+
+def _metadata(
+    found: ModelDescription, name: str = "", versions: Sequence[str] = ()
+) -> ModelMetadata:
+    return ModelMetadata(
+        name or found.name,
+        tuple(versions) or found.versions,
+        found.platform,
+        found.signature.inputs,
+        found.signature.outputs,
+    )
 
 
 def _public(statistics: dict[str, Any]) -> dict[str, Any]:

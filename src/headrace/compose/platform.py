@@ -30,6 +30,7 @@ from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.on_demand import OnDemand
 from headrace.orchestrator.orchestrator import Orchestrator
+from headrace.orchestrator.response_cache import response_cache
 from headrace.ports.catalogue import Catalogue
 from headrace.ports.executor import ExecutorLoader
 from headrace.ports.model_control import ModelControl, ModelDescription
@@ -44,6 +45,7 @@ from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.application import HttpApplication
 from headrace.transport.http.server import HttpServer
 from headrace.transport.oip_rest.control import ControlWire
+from headrace.transport.oip_rest.generate import GenerateWire
 from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.oip_rest.server_settings import RequestTimelines
 from headrace.transport.operations import OperationsWire
@@ -83,6 +85,7 @@ class Platform:
         self._house: RegistryHouse | None = None
         self._access_log = AccessLog(settings=settings.log, stream=log, clock=time.time)
         self._orchestrator_metrics = OrchestratorMetrics(self.metrics)
+        self._response_cache = response_cache(settings.orchestrator, self._orchestrator_metrics)
         self._loaders: Mapping[ModelPlatform, ExecutorLoader] = {
             "onnxruntime_onnx": OnnxLoader(
                 default_max_batch_size=settings.orchestrator.default_max_batch_size
@@ -91,7 +94,10 @@ class Platform:
         }
         self.models = self._models(self._folder or NoModels())
         self._all_models = [self.models]
-        self._control: ModelControl = FolderControl(self.models)
+        self._folder_control = FolderControl(
+            self.models, repository=self._folder or NoModels(), config_json=_config_json
+        )
+        self._control: ModelControl = self._folder_control
         self._folder_models = Orchestrator(self.models)
         self._configured = configured(settings)
         self._gate = Gate(
@@ -238,6 +244,7 @@ class Platform:
             loaders=self._loaders,
             settings=self.settings.orchestrator,
             metrics=self._orchestrator_metrics,
+            cache=self._response_cache,
             transient=transient,
         )
         self.metrics.observe(models.observe)
@@ -269,15 +276,17 @@ class Platform:
         )
         routing = self._route(house.catalogue, self._registered)
         house.states = routing.fleet
-        self._control = WholeControl(
-            FolderControl(self.models),
-            router=routing.router,
-            models=self._registered,
-            catalogue=house.catalogue,
-            on_demand=on_demand,
-            registered=loaded,
-            load_s=self.settings.gateway.default_timeout_s,
-            clock=time.monotonic,
+        self._control = routing.control(
+            WholeControl(
+                self._folder_control,
+                models=self._registered,
+                catalogue=house.catalogue,
+                on_demand=on_demand,
+                registered=loaded,
+                config_json=_config_json,
+                load_s=self.settings.gateway.default_timeout_s,
+                clock=time.monotonic,
+            )
         )
         house.catalogue.on_change(self._forget_keys)
         return [
@@ -298,7 +307,7 @@ class Platform:
             metrics=self.metrics,
         )
         self._gate.gateway.service = self._routing.router
-        self._control = FolderControl(self.models, self._routing.router)
+        self._control = self._routing.control(self._folder_control)
         return self._routing
 
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
@@ -323,13 +332,21 @@ class Platform:
             self._control,
             version=self.version,
             ready=lambda: self.health()[0],
-            config_json=_config_json,
+            timelines=timelines,
+        )
+        generate = GenerateWire(
+            gate.gateway,
+            self._control,
+            max_body_bytes=self.settings.http.max_body_bytes,
+            max_buffered_bytes=self.settings.http.max_buffered_bytes,
+            clock=time.monotonic,
+            ids=self._ids,
             timelines=timelines,
         )
         operations = OperationsWire(metrics=self.metrics, health=self.health)
         return HttpApplication(
             infer,
-            [*control.routes(), *operations.routes()],
+            [*control.routes(), *generate.routes(), *operations.routes()],
             management=self._house,
             addresses=gate.addresses,
             authenticate=gate.authenticate,
@@ -346,19 +363,29 @@ class Platform:
         from headrace.transport.oip_grpc.edge import Edge
         from headrace.transport.oip_grpc.health import HealthRpc
         from headrace.transport.oip_grpc.infer import InferRpc
+        from headrace.transport.oip_grpc.reflection import ReflectionRpc
         from headrace.transport.oip_grpc.server import GrpcServer
+        from headrace.transport.oip_grpc.stream import StreamInferRpc
 
         gate = self._gate
         infer = InferRpc(gate.gateway, ids=self._ids)
+        stream = StreamInferRpc(
+            gate.gateway, ids=self._ids, max_bytes=self.settings.http.max_body_bytes
+        )
         control = ControlRpcs(
             self._control,
             version=self.version,
             ready=lambda: self.health()[0],
-            config_json=_config_json,
         )
         health = HealthRpc(ready=lambda: self.health()[0])
         edge = Edge(
-            {**infer.rpcs(), **control.rpcs(), **health.rpcs()},
+            {
+                **infer.rpcs(),
+                **stream.rpcs(),
+                **control.rpcs(),
+                **health.rpcs(),
+                **ReflectionRpc().rpcs(),
+            },
             addresses=gate.addresses,
             authenticate=gate.authenticate,
             spend=gate.gateway.spend,
@@ -369,8 +396,10 @@ class Platform:
         )
         return await GrpcServer.listen(
             edge.handlers,
+            edge.streams,
             address=(self.settings.server.host, self.settings.server.grpc_port),
             limits=self.settings.http,
+            compression=self.settings.server.grpc_compression,
         )
 
     def _say_ready(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+from headrace.compose.platform_control import ModelsHere, PlatformControl
 from headrace.compose.registry import allowed_networks
 from headrace.compose.siting import Siting
 from headrace.compose.upstreams import Upstreams
@@ -14,9 +15,11 @@ from headrace.registry.registry import utc_now
 from headrace.registry.resolving import resolve
 from headrace.router.attempts import Attempts
 from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.endpoint_statistics import EndpointStatistics
 from headrace.router.fleet import Fleet
 from headrace.router.in_process import InProcess
 from headrace.router.local import LocalModels
+from headrace.router.remote_control import RemoteControl
 from headrace.router.router import Router
 from headrace.router.shadowing import Shadowing
 from headrace.settings import Settings
@@ -46,6 +49,7 @@ class Routing:
         local: LocalModels,
         metrics: Metrics,
     ) -> None:
+        self._settings = settings
         endpoint_metrics = EndpointMetrics(metrics, clock=time.monotonic)
         self.fleet = Fleet(
             catalogue=catalogue,
@@ -61,6 +65,12 @@ class Routing:
             retries=settings.retries,
             hedging=settings.hedging,
             metrics=endpoint_metrics,
+            statistics=EndpointStatistics(
+                metrics,
+                settings=settings.health_checks,
+                clock=time.monotonic,
+                chance=random.random,
+            ),
             clock=time.monotonic,
             now=utc_now,
             chance=random.random,
@@ -92,3 +102,14 @@ class Routing:
             clock=time.monotonic,
             chance=random.random,
         )
+
+    def control(self, here: ModelsHere) -> PlatformControl:
+        """What operators' wires ask of all models; `here` are those of this process."""
+        remote = RemoteControl(
+            self.fleet,
+            here=here.of,
+            timeout_s=self._settings.router.control_timeout_s,
+            load_s=self._settings.gateway.max_timeout_s,
+            clock=time.monotonic,
+        )
+        return PlatformControl(here, router=self.router, remote=remote)

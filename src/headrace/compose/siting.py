@@ -23,7 +23,8 @@ class Siting:
 
     async def __call__(self, endpoint: Endpoint) -> Sited:
         """See Locate. Raises InvalidRequest for a URL that no endpoint may have."""
-        location = locate(endpoint.url, endpoint.protocol)
+        protocol, url = endpoint.reached
+        location = locate(url, protocol)
         addresses: Sequence[Address]
         if location.address is not None:
             addresses = [location.address]

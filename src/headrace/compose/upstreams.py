@@ -38,7 +38,7 @@ class Upstreams:
         """See Connect. Raises InvalidSettings where the endpoint's TLS profile is not there."""
         if site is None:
             return self._in_process(endpoint)
-        if endpoint.protocol == "oip-grpc":
+        if endpoint.reached[0] == "oip-grpc":
             from headrace.transport.oip_grpc.upstream import GrpcUpstream
 
             return GrpcUpstream(

@@ -119,6 +119,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     url: str  # "" where the protocol is in-process
     protocol: Protocol = "oip-rest"
+    grpc_url: str = (
+        ""  # of oip-rest: where the same server speaks gRPC, which is then what is asked
+    )
     models: tuple[str, ...] = ()  # the models it serves; empty: whatever nothing else serves
     weight: float = 1.0
     labels: dict[str, str] = {}
@@ -128,6 +131,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     revision: int = 0
+
+    @property
+    def reached(self) -> tuple[Protocol, str]:
+        """The protocol that it is spoken to in, and the URL of that: gRPC where it has both."""
+        return ("oip-grpc", self.grpc_url) if self.grpc_url else (self.protocol, self.url)
 
     @property
     def key(self) -> Key:

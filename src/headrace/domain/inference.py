@@ -141,6 +141,7 @@ class InferResponse(msgspec.Struct):
     standings: Sequence[Standing] = ()  # how the caller stands with its limits
     reply: Reply | None = None
     target: str = ""  # the name of the route's target that answered; "" without a route
+    final: bool = True  # whether a stream's reader knows by it that no other follows
 
     def unpack(self) -> None:
         """Decode the reply, if there is one that was not. Raises EndpointFailed."""

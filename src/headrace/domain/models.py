@@ -114,3 +114,5 @@ class ModelConfig(msgspec.Struct, frozen=True):
     default_timeout_s: float | None = None  # None: the platform's
     max_timeout_s: float | None = None
     intra_op_threads: int = 1
+    response_cache: bool = False  # whether the same inputs may be answered without a run
+    decoupled: bool | None = None  # whether a request has any number of answers; None: as its code

@@ -9,6 +9,7 @@ import asyncio
 import math
 from asyncio import Future
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Final, NoReturn
 
 from headrace.domain.calls import Call, Principal
@@ -27,7 +28,7 @@ from headrace.gateway.admission import Admission
 from headrace.gateway.limits import Limits
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
-from headrace.ports.inference import InferenceService
+from headrace.ports.inference import InferenceService, Responses
 
 _RETRY_AFTER_S: Final = 1.0
 _MAX_US: Final = 2**63
@@ -101,6 +102,48 @@ class Gateway:
             raise
         else:
             return response
+        finally:
+            metrics.in_flight.value -= 1
+            metrics.record(model, version, outcome, self._clock() - call.received)
+
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        """Pass one request on, and its responses back. It is under way until the last of them.
+
+        Raises:
+            As `infer`, and what breaks a stream off.
+        """
+        metrics = self._metrics
+        metrics.in_flight.value += 1
+        model, version, outcome = "", "", "cancelled"
+        standings: Sequence[Standing] = ()
+        try:
+            if self.draining:
+                self._refuse()
+            standings = await self._charge(request, call)
+            narrowed = self._narrowed(request, call)
+            waiter = self._admission.enter(narrowed)
+            if waiter is not None:
+                await self._admission.wait(waiter)
+            try:
+                model, version = request.model, request.version
+                async with aclosing(self.service.stream(request, narrowed)) as responses:
+                    async for response in responses:
+                        version = response.version
+                        response.standings = standings
+                        yield response
+            finally:
+                self._admission.leave(narrowed)
+            outcome = "ok"
+        except HeadraceError as error:
+            outcome = error.code
+            if standings:
+                error.standings = standings
+            if isinstance(error, UnknownModel):
+                model = version = ""
+            raise
+        except Exception:
+            outcome = "internal"
+            raise
         finally:
             metrics.in_flight.value -= 1
             metrics.record(model, version, outcome, self._clock() - call.received)

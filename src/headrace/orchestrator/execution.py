@@ -12,6 +12,7 @@ import numpy as np
 from headrace.domain.errors import HeadraceError, ModelFailed
 from headrace.domain.tensors import Array
 from headrace.orchestrator.pending import Pending
+from headrace.orchestrator.statistics import ResponseStatistics, responses_at
 from headrace.ports.executor import Arrays, Executor
 
 Outcome: TypeAlias = Sequence[Array] | HeadraceError
@@ -25,6 +26,7 @@ class Execution(msgspec.Struct):
     infer_ns: int
     output_ns: int
     cpu_ns: int  # of the executor, on the calling thread: free of waits for the interpreter
+    responses: Sequence[ResponseStatistics] = ()  # of a stream, by their place in it
 
 
 class BatchAxisMismatch(ModelFailed):
@@ -63,6 +65,53 @@ def execute(executor: Executor, requests: Sequence[Pending], rows: int) -> Execu
         ran = time.perf_counter_ns()  # after the repetitions: the batch has cost them too
     ended = time.perf_counter_ns()
     return Execution(outcomes, merged - begun, ran - merged, ended - ran, cpu_ns)
+
+
+def execute_stream(executor: Executor, requests: Sequence[Pending], rows: int) -> Execution:
+    """Run the only one of `requests`, and put its answers into its outlet; blocks.
+
+    The executor is told to stop when nobody reads any more. As output counts the time that it
+    took to hand answers over, waits for the reader included.
+    """
+    del rows  # the model's affair: each answer may have another number
+    (request,) = requests
+    outlet = request.outlet
+    assert outlet is not None, "a decoupled version's request has an outlet"  # noqa: S101
+    responses: list[ResponseStatistics] = []
+    outcome: Outcome = ()
+    infer_ns = output_ns = index = 0
+    cpu_begun = time.thread_time_ns()
+    answers = executor.stream(request.inputs)
+    reads = True
+    while reads:
+        begun = time.perf_counter_ns()
+        try:
+            answer = next(answers, None)
+        except HeadraceError as error:
+            took_ns = time.perf_counter_ns() - begun
+            infer_ns += took_ns
+            responses_at(responses, index).failed(took_ns)
+            outcome = error
+            break
+        ran = time.perf_counter_ns()
+        infer_ns += ran - begun
+        if answer is None:
+            responses_at(responses, index).was_empty(ran - begun)
+            break
+        reads = outlet.put(answer)
+        del answer  # it is the reader's
+        put_ns = time.perf_counter_ns() - ran
+        output_ns += put_ns
+        if reads:
+            responses_at(responses, index).succeeded(ran - begun, put_ns)
+            index += 1
+    if not reads:
+        begun = time.perf_counter_ns()
+        if (close := getattr(answers, "close", None)) is not None:
+            close()
+        responses_at(responses, index).cancel.add(time.perf_counter_ns() - begun)
+    cpu_ns = time.thread_time_ns() - cpu_begun
+    return Execution([outcome], 0, infer_ns, output_ns, cpu_ns, responses)
 
 
 def merge(inputs: Sequence[Arrays]) -> Arrays:

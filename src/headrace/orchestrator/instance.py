@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from headrace.domain.errors import ModelFailed
 from headrace.orchestrator.batching import Run
-from headrace.orchestrator.execution import Execution, execute
+from headrace.orchestrator.execution import Execution, execute, execute_stream
 from headrace.ports.executor import Executor
 
 Finished: TypeAlias = "Callable[[Instance, Run, Execution], None]"
@@ -27,6 +27,7 @@ class Instance:
         self, executor: Executor, *, name: str, loop: asyncio.AbstractEventLoop, finished: Finished
     ) -> None:
         self.executor = executor
+        self._executed = execute_stream if executor.decoupled else execute
         self.run: Run | None = None  # what it works on
         self.since = 0.0  # when that began, on the loop's clock
         self._name = name
@@ -48,12 +49,19 @@ class Instance:
         self._work.put(run)
 
     def abandoned(self, now: float, after_s: float) -> bool:
-        """Whether it has worked for `after_s` on something that nobody waits for any more."""
-        return (
-            self.run is not None
-            and now - self.since > after_s
-            and all(request.future.done() for request in self.run.requests)
-        )
+        """Whether it has worked for `after_s` on something that nobody waits for any more.
+
+        Of a stream counts the work on its next answer alone.
+        """
+        if self.run is None:
+            return False
+        since = self.since
+        for request in self.run.requests:
+            if not request.future.done():
+                return False
+            if request.outlet is not None:
+                since = max(since, request.outlet.moved)
+        return now - since > after_s
 
     def close(self) -> None:
         """End the thread once its work is done, then release the executor."""
@@ -78,7 +86,7 @@ class Instance:
 
     def _execute(self, run: Run) -> Execution:
         try:
-            return execute(self.executor, run.requests, run.rows)
+            return self._executed(self.executor, run.requests, run.rows)
         except BaseException as error:  # a panic in a Rust extension is no Exception
             with contextlib.suppress(Exception):  # the thread must survive even its log line
                 _logger.exception("an executor of %s broke its contract", self._name)

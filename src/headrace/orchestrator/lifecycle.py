@@ -7,14 +7,10 @@ one state or the other, and a version that is replaced finishes what it has.
 from __future__ import annotations
 
 import asyncio
-import enum
-import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, TypeVar
 
 from headrace.domain.errors import (
     HeadraceError,
@@ -26,10 +22,14 @@ from headrace.domain.errors import (
 )
 from headrace.domain.models import ModelConfig, Platform
 from headrace.domain.names import version_order
+from headrace.orchestrator.drains import Drains, collect_soon
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.off_loop import off_loop
+from headrace.orchestrator.response_cache import ResponseCache
 from headrace.orchestrator.served_version import ServedVersion
 from headrace.orchestrator.settings import OrchestratorSettings
+from headrace.orchestrator.shared_loads import SharedLoad, SharedLoads
+from headrace.orchestrator.version_record import Progress, State, VersionRecord
 from headrace.orchestrator.warmup import warm_up
 from headrace.ports.executor import Executor, ExecutorLoader
 from headrace.ports.model_control import IndexEntry, ModelDescription
@@ -38,29 +38,14 @@ from headrace.ports.repository import FoundModel, FoundVersion, ModelRepository
 _logger = logging.getLogger(__name__)
 _RETRY_AFTER_S: Final = 1.0
 _MANY_VERSIONS: Final = 10
-
-
-class State(enum.StrEnum):
-    """A version's state, in the words of Triton's repository index."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-class VersionRecord(msgspec.Struct):
-    """What is known of a version; `served` is set exactly while it can be asked."""
-
-    state: State
-    reason: str = ""
-    fingerprint: str = ""
-    served: ServedVersion | None = None
+T = TypeVar("T")
 
 
 class Models:
     """All models of one repository. Every method runs on the event loop; loading is off it.
 
-    `transient` models come and go with their use, and so do their counts.
+    `transient` models come and go with their use, and so do their counts. Answers are kept in
+    `cache`, where there is one, of the models that ask for it.
     """
 
     def __init__(
@@ -70,19 +55,24 @@ class Models:
         loaders: Mapping[Platform, ExecutorLoader],
         settings: OrchestratorSettings,
         metrics: OrchestratorMetrics,
+        cache: ResponseCache | None = None,
         transient: bool = False,
     ) -> None:
         self._repository = repository
         self._loaders = loaders
         self._settings = settings
         self._metrics = metrics
+        self._cache = cache
         self._transient = transient
         self._models: dict[str, dict[str, VersionRecord]] = {}
         self._problems: dict[str, str] = {}  # models whose present state is unusable as a whole
         self._unloaded: set[str] = set()  # on request: polling leaves them alone
         self._overridden: set[str] = set()  # loaded with a configuration from the request
         self._locks: dict[str, asyncio.Lock] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._loads = SharedLoads()
+        self._loads_ended = 0
+        self._drains = Drains(drain_s=settings.drain_s, metrics=metrics)
+        self._told: set[tuple[str, str]] = set()  # whose state the metrics have
         self._table: dict[tuple[str, str], ServedVersion] = {}
         self._expected: set[str] = set()  # models of the repository that were not tried yet
         self._looked = False  # whether it is known which they are
@@ -148,16 +138,26 @@ class Models:
 
     def index(self) -> list[IndexEntry]:
         """See ModelControl.index."""
+        ending = self._drains.requests()
         entries = []
-        for name in sorted({*self._models, *self._problems, *self._unloaded}):
-            records = self._models.get(name, {})
+        for name in sorted(
+            {*self._models, *self._problems, *self._unloaded, *(model for model, _ in ending)}
+        ):
             problem = self._problems.get(name, "")
+            told = {
+                version: (record.state, record.told or problem)
+                for version, record in self._models.get(name, {}).items()
+            } | {
+                version: (State.UNLOADING, _under_way(requests))
+                for (model, version), requests in ending.items()
+                if model == name and version not in self._models.get(name, {})
+            }
+            if not told:
+                told[""] = State.UNAVAILABLE, problem or "unloaded"
             entries += [
-                IndexEntry(name, version, record.state.value, record.reason or problem)
-                for version, record in _ordered(records)
+                IndexEntry(name, version, state.value, reason)
+                for version, (state, reason) in _ordered(told)
             ]
-            if not records:
-                entries.append(IndexEntry(name, "", State.UNAVAILABLE.value, problem or "unloaded"))
         return entries
 
     # --- asked by operators ---------------------------------------------------------------------
@@ -177,21 +177,13 @@ class Models:
             await self.refresh(name)
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
-        """See ModelControl.load. Versions in use are replaced without dropping a request."""
-        async with self._lock(model):
-            found = await off_loop(self._repository.find, model, config_json=config_json)
-            if found is None:
-                msg = f"failed to load '{model}', no such model in the model repository"
-                raise InvalidRequest(msg)
-            self._unloaded.discard(model)
-            (self._overridden.add if config_json else self._overridden.discard)(model)
-            await self._apply(found, reload=True)
-        records = self._models.get(model, {})
-        reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
-        if reasons or not records or model in self._problems:
-            reason = self._problems.get(model) or "; ".join(reasons) or "it has no versions"
-            msg = f"failed to load '{model}': {reason}"
-            raise ModelLoadFailed(msg)
+        """See ModelControl.load. Versions in use are replaced without dropping a request.
+
+        Whoever asks while the same is being loaded waits for that, and is told what became of it.
+        """
+        await self._loads.join(
+            (model, config_json), lambda load: self._load(model, config_json, load)
+        )
 
     async def unload(self, model: str) -> None:
         """See ModelControl.unload."""
@@ -213,8 +205,7 @@ class Models:
         self._closed = True
         for name in list(self._models):
             self._drop(name, list(self._models[name]))
-        if self._retiring:
-            await asyncio.wait(self._retiring, timeout=self._settings.drain_s)
+        await self._drains.wait()
 
     def observe(self) -> None:
         """Set the gauges; called before a scrape."""
@@ -222,11 +213,42 @@ class Models:
             served.metrics.queue_depth.value = len(served.scheduler.queue)
             served.metrics.hung.value = served.scheduler.hung
             self._metrics.ready.labels(served.model, served.version).value = int(served.ready)
+        states = {(entry.name, entry.version): entry.state for entry in self.index()}
+        for key in self._told - states.keys():
+            for each in State:
+                self._metrics.state.remove(*key, each.value)
+        for key, state in states.items():
+            for each in State:  # all of them: who watches one is told when it ends
+                self._metrics.state.labels(*key, each.value).value = int(each == state)
+        self._told = set(states)
 
     # --- inside ---------------------------------------------------------------------------------
 
     def _lock(self, model: str) -> asyncio.Lock:
         return self._locks.setdefault(model, asyncio.Lock())
+
+    async def _load(self, model: str, config_json: bytes | None, load: SharedLoad) -> None:
+        asked = self._loads_ended
+        async with self._lock(model):
+            while load.asked:
+                load.asked = False
+                found = await off_loop(self._repository.find, model, config_json=config_json)
+                if found is None:
+                    msg = f"failed to load '{model}', no such model in the model repository"
+                    raise InvalidRequest(msg)
+                self._unloaded.discard(model)
+                (self._overridden.add if config_json else self._overridden.discard)(model)
+                # what somebody else's load has ended meanwhile is as new as it can be
+                await self._apply(found, reload_until=asked)
+            self._require_loaded(model)
+
+    def _require_loaded(self, model: str) -> None:
+        records = self._models.get(model, {})
+        reasons = [f"version {v}: {r.reason}" for v, r in _ordered(records) if r.reason]
+        if reasons or not records or model in self._problems:
+            reason = self._problems.get(model) or "; ".join(reasons) or "it has no versions"
+            msg = f"failed to load '{model}': {reason}"
+            raise ModelLoadFailed(msg)
 
     async def refresh(self, model: str) -> None:
         """Bring one model in line with the repository."""
@@ -237,7 +259,7 @@ class Models:
             found = await self._find(model)
             self._expected.discard(model)
             if found is not None:
-                await self._apply(found, reload=False)
+                await self._apply(found)
                 return
             _logger.info("model %s is gone from the repository", model)
             self._problems.pop(model, None)
@@ -254,8 +276,12 @@ class Models:
             problem = f"reading it raised {type(error).__name__}"
             return FoundModel(model, ModelConfig(model), {}, problem=problem)
 
-    async def _apply(self, found: FoundModel, *, reload: bool) -> None:
-        """Make what is served of a model what was found of it."""
+    async def _apply(self, found: FoundModel, *, reload_until: int = -1) -> None:
+        """Make what is served of a model what was found of it.
+
+        What has not changed is loaded again if the load that it is from is `reload_until` or
+        before.
+        """
         name = found.name
         if found.problem:
             problem = found.problem.removeprefix(f"model '{name}': ")
@@ -277,7 +303,11 @@ class Models:
                 records[version] = VersionRecord(State.UNAVAILABLE, problem)
         for version, seen in sorted(found.versions.items(), key=lambda v: version_order(v[0])):
             known = records.get(version)
-            if known is not None and known.fingerprint == seen.fingerprint and not reload:
+            if (
+                known is not None
+                and known.fingerprint == seen.fingerprint
+                and known.loaded > reload_until
+            ):
                 continue
             await self._load_version(name, version, seen)
         # only now, and only if there is something in their place: no request finds a gap
@@ -288,9 +318,13 @@ class Models:
         records = self._models[name]
         before = records.get(version)
         old = before.served if before is not None else None
-        records[version] = VersionRecord(State.LOADING, "", found.fingerprint, old)
+        progress = Progress()
+        state = State.LOADING if old is None else State.READY
+        records[version] = VersionRecord(state, "", found.fingerprint, old, progress)
         begun = time.monotonic()
-        making = asyncio.get_running_loop().create_task(self._try_to_make(name, version, found))
+        making = asyncio.get_running_loop().create_task(
+            self._try_to_make(name, version, found, progress)
+        )
         try:
             served = await asyncio.shield(making)
         except asyncio.CancelledError:  # who asked for it has gone: all is as before
@@ -302,19 +336,22 @@ class Models:
         if self._closed:
             _discard(making)
             return
+        self._loads_ended += 1
+        record = records[version] = VersionRecord(
+            State.READY, "", found.fingerprint, old, loaded=self._loads_ended
+        )
         if isinstance(served, ModelLoadFailed):
             reason = served.message
             _logger.error("model %s version %s cannot be served: %s", name, version, reason)
             self._metrics.loads.labels(name, "failed").value += 1
-            _collect_soon()
+            collect_soon()
             if old is None:
-                records[version] = VersionRecord(State.UNAVAILABLE, reason, found.fingerprint)
+                record.state, record.reason = State.UNAVAILABLE, reason
             else:  # what worked goes on working
-                reason = f"a newer state of its files cannot be loaded: {reason}"
-                records[version] = VersionRecord(State.READY, reason, found.fingerprint, old)
+                record.reason = f"a newer state of its files cannot be loaded: {reason}"
             return
         self._metrics.loads.labels(name, "ready").value += 1
-        records[version] = VersionRecord(State.READY, "", found.fingerprint, served)
+        record.served = served
         self._rebuild_table()
         _logger.info(
             "model %s version %s is ready", name, version,
@@ -324,34 +361,47 @@ class Models:
             self._retire(old)
 
     async def _try_to_make(
-        self, name: str, version: str, found: FoundVersion
+        self, name: str, version: str, found: FoundVersion, progress: Progress
     ) -> ServedVersion | ModelLoadFailed:
         try:
-            return await self._make(name, version, found)
+            return await self._make(name, version, found, progress)
         except ModelLoadFailed as error:
             return error
         except Exception as error:  # one version's failure, whatever it is, is its own
             _logger.exception("a loader broke its contract")
             return ModelLoadFailed(f"loading it raised {type(error).__name__}: {error}")
 
-    async def _make(self, name: str, version: str, found: FoundVersion) -> ServedVersion:
+    async def _make(
+        self, name: str, version: str, found: FoundVersion, progress: Progress
+    ) -> ServedVersion:
         loader = self._loaders[found.source.platform]
+        load_seconds = self._metrics.load_seconds
+        begun = time.monotonic()
         executors: Sequence[Executor] = await off_loop(loader.load, found.source)
+        loaded = time.monotonic()
+        load_seconds.labels(name, "files").observe(loaded - begun)
+        config = found.source.config
+        cache = self._cache if config.response_cache and not executors[0].decoupled else None
         served = ServedVersion(
             model=name,
             version=version,
             platform=found.source.platform,
-            config=found.source.config,
+            config=config,
             executors=executors,
             queue_limit=self._settings.max_queue_size,
             loop=asyncio.get_running_loop(),
             metrics=self._metrics.version(name, version),
+            cache=cache.of(name, version) if cache is not None else None,
         )
         try:
-            await off_loop(warm_up, executors, found.source, times=served.scheduler.times)
+            await off_loop(
+                warm_up, executors, found.source,
+                times=served.scheduler.times, progress=progress.tell,
+            )  # fmt: skip
         except Exception:
             served.scheduler.close()
             raise
+        load_seconds.labels(name, "warm_up").observe(time.monotonic() - loaded)
         return served
 
     def _drop(self, name: str, versions: list[str]) -> list[asyncio.Task[None]]:
@@ -365,23 +415,9 @@ class Models:
         return tasks
 
     def _retire(self, served: ServedVersion) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._end(served))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-        return task
-
-    async def _end(self, served: ServedVersion) -> None:
-        try:
-            async with asyncio.timeout(self._settings.drain_s):
-                await served.scheduler.drain()
-        except TimeoutError:
-            _logger.warning(
-                "model %s version %s is unloaded with %d requests unfinished",
-                served.model, served.version, served.scheduler.in_flight,
-            )  # fmt: skip
-        finally:
-            served.scheduler.close()
-            _collect_soon()
+        if served.cache is not None:
+            served.cache.close()
+        return self._drains.begin(served)
 
     def _rebuild_table(self) -> None:
         table = {}
@@ -426,13 +462,9 @@ def _not_found(model: str) -> str:
     return f"Request for unknown model: '{model}' is not found"
 
 
-def _ordered(records: Mapping[str, VersionRecord]) -> list[tuple[str, VersionRecord]]:
-    return sorted(records.items(), key=lambda item: version_order(item[0]))
+def _under_way(requests: int) -> str:
+    return f"{requests} request{'' if requests == 1 else 's'} under way"
 
 
-def _collect_soon() -> None:
-    """Collect garbage once the frames that held a model are gone.
-
-    What it held may be large, and refers to itself in many ways.
-    """
-    asyncio.get_running_loop().call_soon(gc.collect)
+def _ordered(by_version: Mapping[str, T]) -> list[tuple[str, T]]:
+    return sorted(by_version.items(), key=lambda item: version_order(item[0]))

@@ -24,6 +24,7 @@ from headrace.domain.errors import (
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.orchestrator.lifecycle import Models
+from headrace.ports.inference import Responses, single
 from headrace.ports.repository import Shelf
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ class OnDemand:
             await self.loaded(*which, deadline=call.deadline)
         self._loaded.move_to_end(which)
         return await self._models.get(*which).infer(request, call)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        """As `infer`: versions of the registry answer once."""
+        return single(self, request, call)
 
     def obstacle(self, model: str, version: str) -> HeadraceError | None:
         """What stands in the way of a request now; None also where it would be loaded first."""

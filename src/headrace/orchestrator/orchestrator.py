@@ -9,6 +9,7 @@ from headrace.domain.calls import Call
 from headrace.domain.errors import HeadraceError
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.orchestrator.lifecycle import Models
+from headrace.ports.inference import Responses
 
 
 class Orchestrator:
@@ -25,6 +26,13 @@ class Orchestrator:
         if obstacle is not None:  # known before: nobody waits in the queue of a model that hangs
             raise obstacle
         return self._models.get(request.model, request.version).infer(request, call)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        """Run the request as `infer` does, and give its responses one by one."""
+        obstacle = self._models.obstacle(request.model, request.version)
+        if obstacle is not None:
+            raise obstacle
+        return self._models.get(request.model, request.version).stream(request, call)
 
     def obstacle(self, model: str, version: str) -> HeadraceError | None:
         """What stands in the way of a request now; None: it would be run."""

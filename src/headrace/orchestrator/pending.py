@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from headrace.domain.tensors import Array
+from headrace.orchestrator.outlet import Outlet
 from headrace.ports.executor import Arrays
 
 BatchKey: TypeAlias = tuple[object, ...]  # requests with equal keys can be merged
@@ -24,9 +25,10 @@ class Pending(msgspec.Struct, eq=False):
     level: int  # of the queue; 1 is served first
     enqueued: float
     deadline: float
-    future: asyncio.Future[Sequence[Array]]  # one array per output of the signature
+    future: asyncio.Future[Sequence[Array]]  # one array per output; none, with an outlet
     queue_expires: float = math.inf
     running: bool = False
     delayed: bool = False  # behind all others: its time in the queue was over
     timer: asyncio.TimerHandle | None = None
     run_ns: int = 0  # how long its batch ran
+    outlet: Outlet | None = None  # for the answers of a decoupled version

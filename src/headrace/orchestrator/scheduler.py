@@ -60,7 +60,8 @@ class Scheduler:
         self.statistics = VersionStatistics()
         self._metrics = metrics
         self._batching = batching
-        self._max_rows = max_rows
+        # each stream runs alone: whose answers would those of two be?
+        self._max_rows = 1 if executors[0].decoupled else max_rows
         self._adapts = batching is None or not (batching.preferred_sizes or batching.max_delay_us)
         self._loop = loop
         self._instances = [
@@ -71,7 +72,8 @@ class Scheduler:
         ordered = batching is not None and batching.preserve_ordering
         self._idle = self._instances[:1] if ordered else list(self._instances)
         self.instances = len(self._idle)  # that run at the same time
-        self._bounded = all(executor.bounded for executor in executors)
+        # a stream waits for its reader, whom the loop serves: it never runs on the loop
+        self._bounded = all(each.bounded and not each.decoupled for each in executors)
         self._scheduled = False
         self._last_run = 0  # requests of the run that ended last
         self._same_turn = False  # a run began at once in this turn of the loop
@@ -80,6 +82,7 @@ class Scheduler:
         self._in_flight = 0
         self.suspect = False  # a running request was given up: an instance may hang
         self._drained: list[asyncio.Future[None]] = []
+        self._closed = False
 
     @property
     def in_flight(self) -> int:
@@ -125,12 +128,41 @@ class Scheduler:
             if request.timer is not None:
                 request.timer.cancel()
             if request.future.cancelled():
-                self.queue.discard(request)
-                if request.running:
-                    self.suspect = True
-                self.statistics.cancel.add(int((self._loop.time() - request.enqueued) * 1e9))
+                self._cancelled(request)
             if not self._in_flight and self._drained:
                 self._notify_drained()
+
+    def enter(self, request: Pending) -> None:
+        """Queue a request that has an outlet, its answers to be read there until `leave`.
+
+        What ends it early fails its future, as `submit` would raise it. Done here as there, whose
+        own lines save every plain request a call.
+
+        Raises:
+            QueueFull, ModelNotReady: it is not to `leave` then.
+        """
+        if self._closed:  # a stream may be begun long after its version was looked up
+            msg = "the version was unloaded before it could run the request"
+            raise ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S)
+        self.require_time(request.rows, request.level, request.deadline, request.enqueued)
+        self.queue.push(request)
+        self._in_flight += 1
+        self._unarmed.append(request)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def leave(self, request: Pending) -> None:
+        """Stop reading a request's answers, at its end or before."""
+        self._in_flight -= 1
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.outlet is not None:
+            request.outlet.close()
+        if request.future.cancel():  # asked of one that failed, it silences what nobody will ask
+            self._cancelled(request)
+        if not self._in_flight and self._drained:
+            self._notify_drained()
 
     async def drain(self) -> None:
         """Wait until no request is in flight."""
@@ -154,12 +186,17 @@ class Scheduler:
 
     def close(self) -> None:
         """Release the executors; one that hangs is left to its daemon thread."""
+        self._closed = True
         if self._delay is not None:
             self._delay.cancel()
         for request in list(self.queue):
             msg = "the version was unloaded before it could run the request"
             self._give_up(request, ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S))
         for instance in self._instances:
+            for request in instance.run.requests if instance.run is not None else ():
+                if request.outlet is not None:  # it may go on for as long as it likes
+                    msg = "the version was unloaded before it had given all answers"
+                    self._give_up(request, ModelNotReady(msg, retry_after_s=_RETRY_AFTER_S))
             instance.close()
 
     def _alone(self, request: Pending) -> bool:
@@ -283,6 +320,8 @@ class Scheduler:
         statistics.add_run(run.rows, input_ns, infer_ns, output_ns)
         if failed:
             statistics.fail.add(failed * (input_ns + infer_ns + output_ns), failed)
+        if execution.responses:
+            statistics.add_responses(execution.responses)
         if succeeded:
             statistics.add_success(
                 succeeded,
@@ -320,10 +359,19 @@ class Scheduler:
                 self.queue.delay(request)
             self._arm(request)
 
+    def _cancelled(self, request: Pending) -> None:
+        """Forget a request whose client has gone."""
+        self.queue.discard(request)
+        if request.running:
+            self.suspect = True
+        self.statistics.cancel.add(int((self._loop.time() - request.enqueued) * 1e9))
+
     def _give_up(self, request: Pending, error: HeadraceError) -> None:
         """Answer `error` to one that still waits for its run, or for the end of it."""
         self.queue.discard(request)
         if not request.future.done():
+            if request.outlet is not None:
+                request.outlet.close()
             self.statistics.fail.add(int((self._loop.time() - request.enqueued) * 1e9))
             request.future.set_exception(error)
 

@@ -6,17 +6,22 @@ import asyncio
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from headrace.domain.calls import Call
-from headrace.domain.errors import DeadlineExceeded
+from headrace.domain.errors import DeadlineExceeded, Unsupported
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.models import ModelConfig, Platform, Signature
 from headrace.domain.tensors import Array, InferContent, Tensor
 from headrace.orchestrator.classification import classify
 from headrace.orchestrator.metrics import VersionMetrics
+from headrace.orchestrator.outlet import Outlet
 from headrace.orchestrator.pending import Pending
+from headrace.orchestrator.response_cache import VersionCache
 from headrace.orchestrator.scheduler import Scheduler
 from headrace.orchestrator.validation import RequestCheck
 from headrace.ports.executor import Executor
+from headrace.ports.inference import Responses
 
 
 class ServedVersion:
@@ -33,11 +38,15 @@ class ServedVersion:
         queue_limit: int,
         loop: asyncio.AbstractEventLoop,
         metrics: VersionMetrics,
+        cache: VersionCache | None = None,
     ) -> None:
         executor = executors[0]
         self.model = model
         self.version = version
         self.platform = platform
+        self.decoupled = executor.decoupled  # whether a request has any number of answers
+        if executor.decoupled and config.decoupled is None:  # what clients are told of it
+            config = msgspec.structs.replace(config, decoupled=True)
         self.config = config
         self.signature: Signature = executor.signature
         self.max_batch_size = executor.max_batch_size
@@ -51,9 +60,11 @@ class ServedVersion:
             metrics=metrics,
         )
         self.metrics = metrics
+        self.cache = cache
         self._loop = loop
         self._check = RequestCheck(model, self.signature, max_batch_size=self.max_batch_size)
         self._names = [spec.name for spec in self.signature.outputs]
+        self._input_datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
         self._datatypes = [spec.datatype for spec in self.signature.outputs]
         self._labels = {spec.name: spec.labels for spec in self.signature.outputs}
         self._max_timeout_s = config.max_timeout_s or math.inf
@@ -66,7 +77,59 @@ class ServedVersion:
         return scheduler.hung < scheduler.instances
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        """Run one request. Raises whatever stands in its way, see Scheduler.submit."""
+        """Run one request.
+
+        Raises:
+            Unsupported: the version is decoupled, which is for `stream` to ask.
+            HeadraceError: whatever stands in its way, see Scheduler.submit.
+        """
+        if self.decoupled:
+            msg = "ModelInfer RPC doesn't support models with decoupled transaction policy"
+            raise Unsupported(msg)
+        pending = self._admit(request, call)
+        content = request.content
+        if self.cache is None:
+            arrays = await self.scheduler.submit(pending)
+        else:
+            arrays = await self.cache.submit(
+                pending,
+                content.parameters,
+                datatypes=self._input_datatypes,
+                run=self.scheduler.submit,
+                statistics=self.scheduler.statistics,
+            )
+        return InferResponse(
+            self.model,
+            self.version,
+            self._answer(content, arrays),
+            content.id,
+            run_s=pending.run_ns / 1e9,
+        )
+
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        """Run one request for all its answers. Raises as `infer` does, the first step at least.
+
+        Nothing is queued before the first answer is asked for. Whoever stops early closes it.
+        """
+        if not self.decoupled:
+            yield await self.infer(request, call)
+            return
+        pending = self._admit(request, call)
+        outlet = pending.outlet = Outlet(pending.future, loop=self._loop)
+        content = request.content
+        self.scheduler.enter(pending)
+        try:
+            while (arrays := await outlet.next()) is not None:
+                if self._loop.time() >= pending.deadline:  # made in time, and asked for too late
+                    msg = "the deadline passed before all answers were read"
+                    raise DeadlineExceeded(msg)
+                outputs = self._answer(content, arrays)
+                yield InferResponse(self.model, self.version, outputs, content.id, final=False)
+        finally:
+            self.scheduler.leave(pending)
+
+    def _admit(self, request: InferRequest, call: Call) -> Pending:
+        """A request that may be queued. Raises DeadlineExceeded, QueueFull, InvalidRequest."""
         now = self._loop.time()
         limit_s = self._max_timeout_s if call.wished else self._default_timeout_s
         deadline = min(call.deadline, call.received + limit_s)
@@ -75,11 +138,14 @@ class ServedVersion:
             raise DeadlineExceeded(msg)
         queue = self.scheduler.queue
         level = queue.last_level if call.batch else queue.level(call.priority)
-        if queue:  # for a row at least, before the body is decoded, which costs more than to refuse
+        # for a row at least, before the body is decoded, which costs more than to refuse; but what
+        # is kept needs no turn
+        if queue and self.cache is None:
             self.scheduler.require_time(1, level, deadline, now)
         content = request.content
         bound = self._check.bind(content)
-        pending = Pending(
+        asked_us = asked_timeout_us(content) if content.parameters else 0
+        return Pending(
             bound.inputs,
             bound.rows,
             bound.key,
@@ -87,15 +153,7 @@ class ServedVersion:
             now,
             deadline,
             self._loop.create_future(),
-            call.received + queue.timeout_s(level, asked_timeout_us(content)),
-        )
-        arrays = await self.scheduler.submit(pending)
-        return InferResponse(
-            self.model,
-            self.version,
-            self._answer(content, arrays),
-            content.id,
-            run_s=pending.run_ns / 1e9,
+            call.received + queue.timeout_s(level, asked_us),
         )
 
     def _answer(self, content: InferContent, arrays: Sequence[Array]) -> list[Tensor]:
@@ -118,4 +176,4 @@ class ServedVersion:
 
 def asked_timeout_us(content: InferContent) -> int:
     """The request's own wish for its time in the queue; the gateway has checked its form."""
-    return int(content.parameters.get("timeout", 0)) if content.parameters else 0
+    return int(content.parameters.get("timeout", 0))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 
 class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -19,3 +22,9 @@ class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     max_loaded_versions: int = 100
     #: Seconds that an unloading version may take to finish what it has.
     drain_s: float = 30.0
+    #: Bytes of answers kept in memory, of all models whose own configuration asks for it with
+    #: `response_cache`; 0 keeps none.
+    response_cache_bytes: Annotated[int, Meta(ge=0)] = 0
+    #: Seconds that an answer is kept at most; 0 has no limit, as a version answers what it was
+    #: asked before with what it answered before.
+    response_cache_ttl_s: Annotated[float, Meta(ge=0)] = 0.0

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
+
+#: Places of a stream that are told apart: a stream of tokens has thousands, nobody reads them all.
+RESPONSE_PLACES: Final = 64
 
 
 class Duration(msgspec.Struct):
@@ -28,6 +32,47 @@ class BatchStatistics(msgspec.Struct):
     compute_output: Duration = msgspec.field(default_factory=Duration)
 
 
+class ResponseStatistics(msgspec.Struct):
+    """Responses at one place of their streams: the first ones, the second ones, and so on."""
+
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+    success: Duration = msgspec.field(default_factory=Duration)
+    fail: Duration = msgspec.field(default_factory=Duration)
+    empty_response: Duration = msgspec.field(default_factory=Duration)  # the stream ended here
+    cancel: Duration = msgspec.field(default_factory=Duration)  # its reader stopped here
+
+    def succeeded(self, infer_ns: int, output_ns: int) -> None:
+        """Count one that was sent."""
+        self.compute_infer.add(infer_ns)
+        self.compute_output.add(output_ns)
+        self.success.add(infer_ns + output_ns)
+
+    def failed(self, infer_ns: int) -> None:
+        """Count an error in its place."""
+        self.compute_infer.add(infer_ns)
+        self.fail.add(infer_ns)
+
+    def was_empty(self, infer_ns: int) -> None:
+        """Count the end of a stream in its place."""
+        self.compute_infer.add(infer_ns)
+        self.empty_response.add(infer_ns)
+
+    def merge(self, other: ResponseStatistics) -> None:
+        """Add what another counted."""
+        for name in self.__struct_fields__:
+            more: Duration = getattr(other, name)
+            getattr(self, name).add(more.ns, more.count)
+
+
+def responses_at(responses: list[ResponseStatistics], index: int) -> ResponseStatistics:
+    """The counts of responses at a place; those beyond the last place share it."""
+    index = min(index, RESPONSE_PLACES - 1)
+    while len(responses) <= index:
+        responses.append(ResponseStatistics())
+    return responses[index]
+
+
 class VersionStatistics(msgspec.Struct):
     """Totals of one version; requests and runs are counted apart.
 
@@ -44,12 +89,16 @@ class VersionStatistics(msgspec.Struct):
     compute_input: Duration = msgspec.field(default_factory=Duration)
     compute_infer: Duration = msgspec.field(default_factory=Duration)
     compute_output: Duration = msgspec.field(default_factory=Duration)
+    cache_hit: Duration = msgspec.field(default_factory=Duration)
+    cache_miss: Duration = msgspec.field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = {}
+    responses: list[ResponseStatistics] = []  # of a decoupled version, by place in their streams
 
     @property
     def usual_run_s(self) -> float:
         """Mean seconds of a run's inference, by the successful requests; 0 before the first."""
-        return self.compute_infer.ns / 1e9 / self.compute_infer.count if self.success.count else 0.0
+        infer = self.compute_infer
+        return infer.ns / 1e9 / infer.count if infer.count else 0.0
 
     def add_run(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one run of a batch."""
@@ -92,10 +141,24 @@ class VersionStatistics(msgspec.Struct):
             duration.count += requests
             duration.ns += ns
 
+    def add_cache_hit(self, ns: int) -> None:
+        """Count a request that was answered without a run, which took `ns` to look up.
+
+        It waited in no queue, and is counted there as Triton does: `queue` includes hits.
+        """
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.success.add(ns)
+        self.queue.add(0)
+        self.cache_hit.add(ns)
+
+    def add_responses(self, responses: Sequence[ResponseStatistics]) -> None:
+        """Count what a stream answered, by place."""
+        for index, more in enumerate(responses):
+            responses_at(self.responses, index).merge(more)
+
     def as_triton(self, name: str, version: str) -> dict[str, Any]:
         """One element of `model_stats`."""
         builtins = msgspec.to_builtins
-        none = {"count": 0, "ns": 0}
         return {
             "name": name,
             "version": version,
@@ -109,8 +172,8 @@ class VersionStatistics(msgspec.Struct):
                 "compute_input": builtins(self.compute_input),
                 "compute_infer": builtins(self.compute_infer),
                 "compute_output": builtins(self.compute_output),
-                "cache_hit": none,
-                "cache_miss": none,
+                "cache_hit": builtins(self.cache_hit),
+                "cache_miss": builtins(self.cache_miss),
                 "cancel": builtins(self.cancel),
             },
             "batch_stats": [
@@ -118,5 +181,7 @@ class VersionStatistics(msgspec.Struct):
                 for size, batch in sorted(self.batches.items())
             ],
             "memory_usage": [],
-            "response_stats": {},
+            "response_stats": {
+                str(index): builtins(each) for index, each in enumerate(self.responses)
+            },
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +21,31 @@ _PROBE_RUNS: Final = 3  # the first one pays for allocations; the last one count
 _PROBE_LIMIT: Final = 1_000_000  # elements of a probe input
 
 
-def warm_up(executors: Sequence[Executor], source: ModelSource, *, times: ExecutionTime) -> None:
+def _untold(done: int, total: int) -> None:
+    """Nobody asks how far the warm-up has come."""
+
+
+def warm_up(
+    executors: Sequence[Executor],
+    source: ModelSource,
+    *,
+    times: ExecutionTime,
+    progress: Callable[[int, int], None] = _untold,
+) -> None:
     """Run the configured warm-up on every executor, and learn how long one row takes.
 
-    Blocks. Only executors whose time depends on shapes alone are timed with made-up input: a
-    Python model could do anything with zeros.
+    Blocks. `progress` is called on this thread with the configured requests that were run, over
+    all executors, and how many there are: before the first one and after each. Only executors
+    whose time depends on shapes alone are timed with made-up input: a Python model could do
+    anything with zeros.
 
     Raises:
         ModelLoadFailed: a configured warm-up failed, naming it.
     """
     rng = np.random.default_rng(0)
+    done, total = 0, len(executors) * sum(warmup.count for warmup in source.config.warmup)
+    if total:
+        progress(0, total)
     for warmup in source.config.warmup:
         limit = executors[0].max_batch_size
         if limit and warmup.batch_size > limit:
@@ -40,12 +55,22 @@ def warm_up(executors: Sequence[Executor], source: ModelSource, *, times: Execut
         for executor in executors:
             for _ in range(warmup.count):
                 try:
-                    executor.run(inputs)
+                    _run(executor, inputs)
                 except HeadraceError as error:
                     msg = f"warm-up '{warmup.name}' failed: {error.message}"
                     raise ModelLoadFailed(msg) from error
+                done += 1
+                progress(done, total)
     if executors[0].bounded:
         _time_one_row(executors[0], times)
+
+
+def _run(executor: Executor, inputs: Arrays) -> None:
+    if executor.decoupled:
+        for _ in executor.stream(inputs):
+            pass
+    else:
+        executor.run(inputs)
 
 
 def _time_one_row(executor: Executor, times: ExecutionTime) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -42,12 +42,25 @@ class Executor(Protocol):
         """Whether a run's time depends on shapes alone, so that short runs may share the loop."""
         ...
 
+    @property
+    def decoupled(self) -> bool:
+        """Whether a request has any number of answers: then `stream` is called, never `run`."""
+        ...
+
     def run(self, inputs: Arrays) -> Sequence[Array]:
         """Run once. Answers one array per output of the signature, in its order.
 
         Raises:
             InvalidRequest: the model refuses these shapes or values.
             ModelFailed: the model raised, or answered what its signature does not promise.
+        """
+        ...
+
+    def stream(self, inputs: Arrays) -> Iterator[Sequence[Array]]:
+        """Run one request, whose answers come one after the other, each as of `run`.
+
+        Each step blocks, and raises as `run` does. Whoever stops early closes the iterator, if it
+        has a `close`.
         """
         ...
 

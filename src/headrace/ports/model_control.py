@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from headrace.domain.errors import HeadraceError
-from headrace.domain.models import ModelConfig, Platform, Signature
+from headrace.domain.models import ModelConfig, Platform, Signature, TensorSpec
 
 
 class ModelDescription(msgspec.Struct, frozen=True):
@@ -22,6 +22,16 @@ class ModelDescription(msgspec.Struct, frozen=True):
     max_batch_size: int
 
 
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """What clients may know of a model, wherever it runs; shapes with the batch axis."""
+
+    name: str
+    versions: tuple[str, ...]  # all that can be asked, in order
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
 class IndexEntry(msgspec.Struct, frozen=True):
     """One line of the repository index; `version` is "" for a model without any."""
 
@@ -32,17 +42,24 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 class ModelControl(Protocol):
-    """The models of one process, as one tenant knows them."""
+    """The models that a tenant may ask: of this process, and at endpoints.
+
+    What endpoints are asked raises EndpointFailed and the like where they do not answer.
+    """
 
     def of(self, tenant: str) -> ModelControl:
-        """The same for another tenant: its registered models, and those of the folder."""
+        """The same for another tenant: its registered models and endpoints, and what is shared."""
         ...
 
-    async def describe(self, model: str, version: str = "") -> ModelDescription:
+    async def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """A version, that which answers where `version` is "". Raises UnknownModel, ModelNotReady.
 
         A registered version is loaded first, where it is not yet.
         """
+        ...
+
+    async def config(self, model: str, version: str = "") -> Mapping[str, Any]:
+        """A version's configuration in Triton's JSON form. Raises as `metadata` does."""
         ...
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
@@ -53,7 +70,7 @@ class ModelControl(Protocol):
         """Triton's statistics of one version, all of a model's, or all. Raises UnknownModel."""
         ...
 
-    def index(self) -> Sequence[IndexEntry]:
+    async def index(self) -> Sequence[IndexEntry]:
         """Every model and version known, with its state and, where it is not ready, the reason."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,14 +36,23 @@ class Model:
     def load(self, context: LoadContext) -> None:
         """Prepare; called once, before the first prediction. May block and may raise."""
 
-    def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Answer one (merged) request.
+    def predict(
+        self, inputs: Mapping[str, Array]
+    ) -> Mapping[str, Array] | Iterator[Mapping[str, Array]]:
+        """Answer one (merged) request, or any number of times by yielding.
 
         Each input has the dtype of its datatype (BYTES: an object array of `bytes`; BF16:
         float32) and, where the model batches, all requests' rows along axis 0: answer as many
         rows, in their order. Raise anything to fail; a merged request that fails is repeated for
         each of its parts alone. Raise InvalidRequest for input that is the
         caller's mistake; anything else is the model's failure, and logged.
+
+        A `predict` that is a generator function is a decoupled model: every mapping that it
+        yields is one answer, sent when it is yielded, and it may yield none. Requests are never
+        merged then. With `max_batch_size` > 0 inputs have the batch axis, with the rows of the
+        one request, and outputs have it too; how many rows an answer has is the model's affair.
+        It is held at a `yield` while its reader is slow, and closed there (GeneratorExit, so that
+        its `finally` runs) when the reader stops or the deadline passes, all on one thread.
         """
         raise NotImplementedError
 

@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.domain.catalog import Endpoint
 from headrace.ports.inference import InferenceService
+from headrace.ports.remote_models import RemoteModels
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
@@ -25,10 +26,11 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Upstream(InferenceService, Protocol):
-    """Sends requests to one address. `infer` makes one attempt, and answers as it was answered.
+    """Sends requests to one address, each in one attempt, and passes on what is answered.
 
-    `infer` awaits plain futures only. It ends by `call.deadline`, and a cancelled attempt is
-    taken back: the endpoint is told (its connection closed, its RPC cancelled). It raises
+    `infer` and `stream` await plain futures only. They end by `call.deadline`, and a cancelled
+    attempt is taken back: the endpoint is told (its connection closed, its RPC cancelled). They
+    raise
 
     - EndpointFailed: not reached, broken off, no well-formed answer, or a 5xx of the endpoint.
       `retry_after_s` where the endpoint sent Retry-After.
@@ -46,6 +48,11 @@ class Upstream(InferenceService, Protocol):
     @property
     def pending(self) -> int:
         """Requests that wait for a connection."""
+        ...
+
+    @property
+    def models(self) -> RemoteModels | None:
+        """What it is asked about its models; None where that is known here, as of this process."""
         ...
 
     async def unready(self, model: str, version: str, deadline: float) -> str:

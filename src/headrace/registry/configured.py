@@ -70,16 +70,17 @@ def _endpoint(
     _require_name(where, name)
     try:
         fields = endpoint_fields(content)
-        location = located(content)
+        locations = located(content)
     except InvalidField as error:
         raise InvalidSettings(f"{where}.{error.message}") from None
-    address = None if location is None else location.address
-    if address is not None and not is_allowed(address, allowed):
-        networks = ", ".join(map(str, allowed)) or "none"
-        raise InvalidSettings(
-            f"{where}.url: {address} lies in no network of registry.endpoint_networks "
-            f"({networks}): add one, or change the URL"
-        )
+    for field, location in locations.items():
+        address = location.address
+        if address is not None and not is_allowed(address, allowed):
+            networks = ", ".join(map(str, allowed)) or "none"
+            raise InvalidSettings(
+                f"{where}.{field.removeprefix('/')}: {address} lies in no network of "
+                f"registry.endpoint_networks ({networks}): add one, or change the URL"
+            )
     return Endpoint(tenant=OPERATOR, name=name, created_at=at, updated_at=at, **fields)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -27,6 +28,10 @@ class EndpointContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url: str = ""
     #: How it is spoken to; `in-process` is this process itself, with its own models.
     protocol: Protocol = "oip-rest"
+    #: `grpc://` or `grpcs://`, of oip-rest: where the same server speaks gRPC. Where it is given,
+    #: this is what is asked: Triton's HTTP front end goes on with requests whose caller went away,
+    #: and cannot stream. With `https` in `url` it has to be `grpcs`.
+    grpc_url: str = ""
     #: The models it serves; empty: whatever nothing else serves.
     models: _Models = ()
     #: Its share among the endpoints of a model; 0: it gets nothing.
@@ -43,24 +48,43 @@ class EndpointContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tls: str = ""
 
 
-def located(content: EndpointContent) -> Location | None:
-    """Where an endpoint is; None where it is this process itself.
+def located(content: EndpointContent) -> dict[str, Location]:
+    """Where an endpoint is, by the field that says so; none where it is this process itself.
+
+    Of several the last is the one that is connected to.
 
     Raises:
-        InvalidField: its URL is not of a form that its protocol has, or it names a TLS profile
-            and its scheme has no TLS.
+        InvalidField: a URL is not of a form that its protocol has, or is one too many, or TLS is
+            asked for and would not be had.
     """
+    locations: dict[str, Location] = {}
     if content.protocol == "in-process":
         if content.url:
             raise InvalidField("/url", "an endpoint of in-process has no URL: leave it out")
-        location = None
     else:
-        location = locate(content.url, content.protocol)
+        locations["/url"] = locate(content.url, content.protocol)
+    if content.grpc_url:
+        locations["/grpc_url"] = _also_by_grpc(content, locations)
     if content.tls and not is_name(content.tls):
         raise InvalidField("/tls", f"the name of a TLS profile is {RULE}")
-    if content.tls and not (location and location.secure):
+    connected = list(locations.values())[-1:]
+    if content.tls and not any(location.secure for location in connected):
         # said silently, it would be taken for a connection that nobody can read
         raise InvalidField("/tls", "it is for URLs of https and grpcs: change the URL, or clear it")
+    return locations
+
+
+def _also_by_grpc(content: EndpointContent, others: Mapping[str, Location]) -> Location:
+    """Where `grpc_url` leads. Raises InvalidField."""
+    field = "/grpc_url"
+    if content.protocol == "oip-grpc":
+        raise InvalidField(field, "an endpoint of oip-grpc has its address in url: leave this out")
+    if content.protocol != "oip-rest":
+        raise InvalidField(field, f"an endpoint of {content.protocol} has no URL: leave it out")
+    location = locate(content.grpc_url, "oip-grpc", field)
+    if others["/url"].secure and not location.secure:
+        # whoever wrote https would not expect that requests go out in the clear
+        raise InvalidField(field, "url has TLS and this has not: use grpcs, or http in url")
     return location
 
 
@@ -72,6 +96,7 @@ def endpoint_fields(content: EndpointContent) -> dict[str, Any]:
     return {
         "url": content.url,
         "protocol": content.protocol,
+        "grpc_url": content.grpc_url,
         "models": each_once(content.models),
         "weight": content.weight,
         "labels": dict(content.labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from headrace.ports.registry_store import Page, Query, Reader, RegistryStore
 from headrace.registry.changes import Ledger
 from headrace.registry.content import conform, patched
 from headrace.registry.endpoint_content import EndpointContent, endpoint_fields, located
-from headrace.registry.networks import Network, require_allowed
+from headrace.registry.networks import Address, Location, Network, require_allowed
 from headrace.registry.refusals import InvalidField
 from headrace.registry.resolving import Resolve
 from headrace.registry.revisions import Match, require
@@ -110,21 +111,19 @@ class Endpoints:
             await changes.delete(endpoint, "endpoint.delete")
 
     async def _require_allowed(self, content: EndpointContent) -> None:
-        location = located(content)
-        if location is None:
-            return
+        for field, location in located(content).items():
+            require_allowed(await self._addresses(field, location), self._allowed, field)
+
+    async def _addresses(self, field: str, location: Location) -> Sequence[Address]:
         if location.address is not None:
-            require_allowed([location.address], self._allowed)
-            return
-        try:
+            return [location.address]
+        addresses: Sequence[Address] = ()
+        # a UnicodeError is a label that no name can have
+        with contextlib.suppress(OSError, UnicodeError):
             addresses = await self._resolve(location.host, location.port)
-        except OSError:
-            addresses = ()
-        except UnicodeError:  # a label that no name can have
-            addresses = ()
         if not addresses:
-            raise InvalidField("/url", f"the name '{location.host}' has no address")
-        require_allowed(addresses, self._allowed)
+            raise InvalidField(field, f"the name '{location.host}' has no address")
+        return addresses
 
 
 def _found(endpoint: Endpoint | None, name: str) -> Endpoint:

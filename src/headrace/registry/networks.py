@@ -35,6 +35,10 @@ _BRACKETED: Final = re.compile(r"\[[0-9a-fA-F:.]+\](:[0-9]*)?", re.ASCII)
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]|\\")
 
 
+class _NoUrl(Exception):
+    """A URL is not of a form that an endpoint may have."""
+
+
 class Location(msgspec.Struct, frozen=True):
     """What an endpoint's URL points at. `address` is None where `host` is a name."""
 
@@ -45,37 +49,45 @@ class Location(msgspec.Struct, frozen=True):
     secure: bool = False  # whether its scheme has TLS
 
 
-def locate(url: str, protocol: Protocol) -> Location:
+def locate(url: str, protocol: Protocol, field: str = "/url") -> Location:
     """Take the URL apart of an endpoint that is not this process itself.
 
     Raises:
-        InvalidField: it is not of a form that an endpoint may have; the message says which.
+        InvalidField: it is not of a form that an endpoint may have; the message says which, and
+            the error that it is `field`.
     """
+    try:
+        return _locate(url, protocol)
+    except _NoUrl as error:
+        raise InvalidField(field, str(error)) from None
+
+
+def _locate(url: str, protocol: Protocol) -> Location:
     schemes = SCHEMES[protocol]
     if not url:
-        raise _no_url(f"an endpoint of {protocol} needs one")
+        raise _NoUrl(f"an endpoint of {protocol} needs one")
     if len(url) > _MAX_URL or _UNPRINTABLE.search(url):
-        raise _no_url(f"expected at most {_MAX_URL} printable ASCII characters without backslashes")
+        raise _NoUrl(f"expected at most {_MAX_URL} printable ASCII characters without backslashes")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise _no_url("its host or port cannot be read") from None
+        raise _NoUrl("its host or port cannot be read") from None
     if parts.scheme not in schemes:
-        raise _no_url(f"an endpoint of {protocol} has the scheme {' or '.join(schemes)}")
+        raise _NoUrl(f"an endpoint of {protocol} has the scheme {' or '.join(schemes)}")
     if "@" in parts.netloc:
-        raise _no_url("it holds credentials; an address has none")
+        raise _NoUrl("it holds credentials; an address has none")
     if parts.query or parts.fragment or url.endswith(("?", "#")):
-        raise _no_url("it has a query or a fragment; requests bring their own")
+        raise _NoUrl("it has a query or a fragment; requests bring their own")
     if port == 0:
-        raise _no_url("port 0 is no port")
+        raise _NoUrl("port 0 is no port")
     host = parts.hostname or ""
     bracketed = "[" in parts.netloc
     if bracketed and _BRACKETED.fullmatch(parts.netloc) is None:
-        raise _no_url("what stands in brackets is an IPv6 address without a zone, and all there is")
+        raise _NoUrl("what stands in brackets is an IPv6 address without a zone, and all there is")
     address = _literal(host, bracketed=bracketed)
     if address is None and _HOST_NAME.fullmatch(host) is None:
-        raise _no_url("its host is neither a name nor an address")
+        raise _NoUrl("its host is neither a name nor an address")
     return Location(
         host,
         port or schemes[parts.scheme],
@@ -88,19 +100,22 @@ def locate(url: str, protocol: Protocol) -> Location:
 def _path(path: str, protocol: Protocol) -> str:
     path = path.rstrip("/")
     if path and protocol == "oip-grpc":
-        raise _no_url("it has a path; the methods of gRPC are called without one")
+        raise _NoUrl("it has a path; the methods of gRPC are called without one")
     if path == _WIRE:
-        raise _no_url(f"its path is what stands before {_WIRE}: leave that out")
+        raise _NoUrl(f"its path is what stands before {_WIRE}: leave that out")
     return path
 
 
-def require_allowed(addresses: Iterable[Address], allowed: Sequence[Network]) -> None:
+def require_allowed(
+    addresses: Iterable[Address], allowed: Sequence[Network], field: str = "/url"
+) -> None:
     """Raise InvalidField unless every address lies in a network that is allowed."""
     for address in addresses:
         if not is_allowed(address, allowed):
             networks = ", ".join(map(str, allowed)) or "none"
-            raise _no_url(
-                f"{unmapped(address)} lies in no network that endpoints may be in ({networks})"
+            raise InvalidField(
+                field,
+                f"{unmapped(address)} lies in no network that endpoints may be in ({networks})",
             )
 
 
@@ -123,7 +138,7 @@ def _literal(host: str, *, bracketed: bool) -> Address | None:
         try:
             return IPv6Address(host)
         except ValueError:
-            raise _no_url("its host looks like an address, but is none") from None
+            raise _NoUrl("its host looks like an address, but is none") from None
     numbers = host.rstrip(".").split(".")
     if not all(_NUMBER.fullmatch(number) for number in numbers):
         return None
@@ -138,14 +153,10 @@ def _literal(host: str, *, bracketed: bool) -> Address | None:
             raise ValueError  # noqa: TRY301
         return IPv4Address(value)
     except ValueError:
-        raise _no_url("its host looks like an address, but is none") from None
+        raise _NoUrl("its host looks like an address, but is none") from None
 
 
 def _number(text: str) -> int:
     if text[:2] in {"0x", "0X"}:
         return int(text[2:] or "0", 16)
     return int(text, 8 if text.startswith("0") else 10)
-
-
-def _no_url(message: str) -> InvalidField:
-    return InvalidField("/url", message)

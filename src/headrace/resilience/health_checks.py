@@ -24,6 +24,9 @@ class HealthCheckSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     unhealthy_after: _Verdicts = 3
     #: Checks in a row that succeed before requests are sent there again.
     healthy_after: _Verdicts = 1
+    #: Seconds between two readings of what servers count of their models, of those that have
+    #: Triton's statistics extension; 0: it is not read.
+    statistics_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 15.0
 
 
 class HealthChecks:

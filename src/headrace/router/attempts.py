@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from headrace.domain.errors import (
     UnknownModel,
 )
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.ports.inference import Responses
 from headrace.resilience.backoff import RetrySettings, backoff_s
 from headrace.resilience.budget import Budget
 from headrace.router.endpoint_metrics import EndpointMetrics
@@ -29,7 +31,10 @@ from headrace.router.lane import Lane
 from headrace.router.pool import Pool
 from headrace.router.verdicts import may_retry, verdict
 
+T = TypeVar("T")
 _Outcome: TypeAlias = InferResponse | Exception
+#: One attempt at a request: with its pool, its plan, its call, by a lane, at a time.
+_Attempt: TypeAlias = Callable[[Pool, "Plan", InferRequest, Call, Lane, float], Awaitable[T]]
 #: Begins a task that somebody keeps until it ends.
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
@@ -68,6 +73,16 @@ class _Work(msgspec.Struct):
         """The failure, which is not held here any more."""
         failure, self.error = self.failure, None
         return failure
+
+
+class _Opened(msgspec.Struct):
+    """A stream that has begun."""
+
+    lane: Lane
+    ticket: int  # of the lane's breaker
+    begun: float
+    first: InferResponse | None  # None: it was empty
+    rest: Responses
 
 
 class Attempts:
@@ -117,9 +132,99 @@ class Attempts:
         except HeadraceError as error:
             work = work or _Work(pool, plan, request, call, [lane])
             work.error = error
-        return await self._again(work)
+        return await self._again(work, self._attempt)
 
-    async def _again(self, work: _Work) -> InferResponse:
+    async def stream(self, pool: Pool, plan: Plan, request: InferRequest, call: Call) -> Responses:
+        """Pass on the responses of one of the pool's lanes. Raises as `infer` does.
+
+        Others are tried while there was no response. There are no hedges, and no time-out per try:
+        how long it is until a stream's first response is not known beforehand.
+        """
+        now = self._clock()
+        if now >= call.deadline:
+            raise DeadlineExceeded("the deadline passed before an endpoint was asked")
+        group = pool.group
+        group.used_at = now
+        group.retries.request(now)
+        self._retries_of(call).request(now)
+        lane = pool.pick(now, _key(plan, call))
+        opened = await self._opened(pool, plan, request, call, lane, now)
+        async with aclosing(self._rest(opened, call)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _opened(  # noqa: PLR0917 - as `_attempt`
+        self, pool: Pool, plan: Plan, request: InferRequest, call: Call, lane: Lane, now: float
+    ) -> _Opened:
+        """The attempt that begins, by this lane or by others."""
+        try:
+            return await self._open(pool, plan, request, call, lane, now)
+        except HeadraceError as error:
+            work = _Work(pool, plan, request, call, [lane])
+            work.error = error
+        return await self._again(work, self._open)
+
+    async def _open(  # noqa: PLR0917 - as `_attempt`
+        self, pool: Pool, plan: Plan, request: InferRequest, call: Call, lane: Lane, now: float
+    ) -> _Opened:
+        """One attempt, up to its first response."""
+        del pool, plan
+        member, breaker = lane.member, lane.breaker
+        ticket = breaker.begin(now)
+        member.in_flight += 1
+        responses = member.upstream.stream(request, call)
+        try:
+            first = await anext(responses, None)
+        except HeadraceError as error:
+            member.in_flight -= 1
+            self._failed(lane, ticket, error, begun=now, wished=call.wished)
+            raise
+        except BaseException:  # the client's doing, and no word about the endpoint
+            member.in_flight -= 1
+            breaker.released(ticket)
+            self._metrics.count(lane, "cancelled", self._clock() - now)
+            await responses.aclose()
+            raise
+        ended = self._clock()
+        lane.answered(ended - now, ended)
+        if not breaker.closed:  # nobody else is let in while a probe is under way
+            breaker.succeeded(ticket, ended)
+            ticket = breaker.begin(ended)
+        return _Opened(lane, ticket, now, first, responses)
+
+    async def _rest(self, opened: _Opened, call: Call) -> Responses:
+        """All responses of an attempt, and what it comes to in the end."""
+        lane, breaker = opened.lane, opened.lane.breaker
+        failure: HeadraceError | None = None
+        outcome = "cancelled"
+        try:
+            async with aclosing(opened.rest) as rest:
+                if opened.first is not None:
+                    yield opened.first
+                async for response in rest:
+                    yield response
+            outcome = "ok"
+        except HeadraceError as error:
+            outcome, failure = error.code, error
+        finally:
+            lane.member.in_flight -= 1
+            ended = self._clock()
+            if failure is not None:
+                self._failed(lane, opened.ticket, failure, begun=opened.begun, wished=call.wished)
+            else:
+                self._metrics.count(lane, outcome, ended - opened.begun)
+                if outcome == "ok":
+                    breaker.succeeded(opened.ticket, ended)
+                    lane.tally.succeeded(ended - opened.begun)
+                else:
+                    breaker.released(opened.ticket)
+        if failure is not None:
+            try:
+                raise _told(failure, call, ended)
+            finally:
+                failure = None  # its traceback has this frame, see `_again`
+
+    async def _again(self, work: _Work, attempt: _Attempt[T]) -> T:
         """Try at others, as long as that is allowed and of use."""
         pool, tried = work.pool, work.tried
         while (wait_s := self._wait_s(work)) is not None:
@@ -135,7 +240,7 @@ class Attempts:
             tried.append(lane)
             self._metrics.retries(pool.model).value += 1
             try:
-                return await self._attempt(pool, work.plan, work.request, work.call, lane, now)
+                return await attempt(pool, work.plan, work.request, work.call, lane, now)
             except HeadraceError as error:
                 # who has the model and fails says more than who does not have it
                 if not isinstance(error, UnknownModel):

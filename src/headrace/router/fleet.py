@@ -24,6 +24,7 @@ from headrace.resilience.outliers import OutlierSettings
 from headrace.router.address_state import address_state
 from headrace.router.endpoint_events import EndpointEvents
 from headrace.router.endpoint_metrics import EndpointMetrics
+from headrace.router.endpoint_statistics import EndpointStatistics
 from headrace.router.groups import EVERYBODY, IN_PROCESS, Groups, Labels, Scope, serves
 from headrace.router.health_watch import HealthWatch
 from headrace.router.member import Member
@@ -41,7 +42,7 @@ class _Station:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.members: dict[str, Member] = {}
-        self.checking: dict[str, asyncio.Task[None]] = {}
+        self.watches: dict[str, list[asyncio.Task[None]]] = {}  # of each address
         self.problem = "its address has not been looked up yet"
         self.watching: asyncio.Task[None] | None = None
         self.moved = False  # its members are where it was, and serve until it is looked up
@@ -69,6 +70,7 @@ class Fleet:
         retries: RetrySettings,
         hedging: HedgingSettings,
         metrics: EndpointMetrics,
+        statistics: EndpointStatistics,
         clock: Callable[[], float],
         now: Callable[[], datetime],
         chance: Callable[[], float],
@@ -79,6 +81,7 @@ class Fleet:
         self._locate = locate
         self._router = router
         self._metrics = metrics
+        self._statistics = statistics
         self._clock = clock
         self._now = now
         self._events = EndpointEvents(now=now)
@@ -148,6 +151,18 @@ class Fleet:
         self._listeners.append(heard)
 
     # --- asked by operators ----------------------------------------------------------------------
+
+    def endpoints(self, scope: Scope) -> Sequence[tuple[Endpoint, Sequence[Member]]]:
+        """The endpoints of a scope, each with its addresses."""
+        return [(station.endpoint, list(station.members.values())) for station in self._in(scope)]
+
+    def is_shared(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint is of the settings, and so serves every tenant."""
+        return endpoint.key in self._shared
+
+    async def check(self, member: Member, model: str) -> None:
+        """Look at once whether a model is ready at an address, which has just been told so."""
+        await self._health.check(member, model)
 
     def state(self, tenant: str, endpoint: str) -> EndpointState | None:
         """See EndpointStates.state."""
@@ -233,6 +248,7 @@ class Fleet:
             station.watching.cancel()
         for address in list(station.members):
             self._remove(station, address)
+        self._statistics.forget(station.endpoint)
 
     async def _watch(self, station: _Station) -> None:
         """Look up where the endpoint is, again and again while it is known by a name."""
@@ -293,14 +309,17 @@ class Fleet:
             new_checks=self._health.checks,
         )
         station.members[address] = member
+        watches = station.watches[address] = []
         if self._health.enabled:
-            station.checking[address] = self.spawn(self._health.watch(member))
+            watches.append(self.spawn(self._health.watch(member)))
+        if self._statistics.enabled:
+            watches.append(self.spawn(self._statistics.watch(member)))
         self._events.add(endpoint, "address-added", address=address)
 
     def _remove(self, station: _Station, address: str) -> None:
         member = station.members.pop(address)
-        if (checking := station.checking.pop(address, None)) is not None:
-            checking.cancel()
+        for watch in station.watches.pop(address):
+            watch.cancel()
         self._groups.remove(member)
         self._metrics.forget(member)
         self.spawn(_close(member.upstream))
@@ -344,7 +363,7 @@ async def _close(upstream: Upstream) -> None:
 
 def _reached_by(endpoint: Endpoint) -> tuple[str, str, str]:
     """What an endpoint's connections depend on."""
-    return (endpoint.url, endpoint.protocol, endpoint.tls)
+    return (*endpoint.reached, endpoint.tls)
 
 
 def _address(site: Site) -> str:

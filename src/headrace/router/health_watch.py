@@ -46,6 +46,12 @@ class HealthWatch:
                 _logger.exception("health of %s cannot be checked", member.name)
             await asyncio.sleep(member.checks.next_in_s())
 
+    async def check(self, member: Member, model: str) -> None:
+        """Ask for one model now, where it is among those that are asked for."""
+        checks = member.model_checks.get(model)
+        if self.enabled and checks is not None:
+            self._said(member, model, checks, await self._problem(member, model))
+
     async def _ask(self, member: Member) -> None:
         problem = await self._problem(member, "")
         self._said(member, "", member.checks, problem)
@@ -68,6 +74,7 @@ class HealthWatch:
         kind: EventKind = "healthy" if ready else "unhealthy"
         self._events.add(member.endpoint, kind, address=member.address, model=model, detail=problem)
         if ready:
+            member.returns += not model
             for lane in member.lanes.values():
                 if model in {"", lane.model}:
                     lane.begun = self._clock()  # it works its way up again

@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.domain.calls import Call
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.ports.inference import Responses
 from headrace.router.local import LocalModels
 
 
@@ -15,6 +16,7 @@ class InProcess:
 
     connections = 0
     pending = 0
+    models = None  # this process is asked itself
 
     def __init__(self, models: LocalModels, tenant: str) -> None:
         self._models = models
@@ -22,6 +24,9 @@ class InProcess:
 
     def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
         return self._models.infer(request, call)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return self._models.stream(request, call)
 
     async def unready(self, model: str, version: str, deadline: float) -> str:
         del deadline  # the answer is known

@@ -9,6 +9,7 @@ from headrace.domain.calls import Call
 from headrace.domain.errors import HeadraceError, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.endpoint import Endpoint
+from headrace.ports.inference import Responses
 
 
 class LocalModels(Protocol):
@@ -16,6 +17,10 @@ class LocalModels(Protocol):
 
     def infer(self, request: InferRequest, call: Call) -> Coroutine[Any, Any, InferResponse]:
         """Run the request."""
+        ...
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        """Run the request, and give its responses one by one."""
         ...
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
@@ -39,6 +44,9 @@ class FolderModels:
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         return await self._models.infer(request, call)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return self._models.stream(request, call)
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         del tenant

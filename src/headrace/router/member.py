@@ -31,6 +31,7 @@ class Member:
         self.name = f"{endpoint.name}/{address}"
         self.upstream = upstream
         self.checks = new_checks()
+        self.returns = 0  # how often checks found it well again
         self.in_flight = 0
         self.logged_at = -math.inf  # when a failure of it was last a line of the log
         self.lanes: dict[tuple[str, str], Lane] = {}  # by whose endpoints, and model

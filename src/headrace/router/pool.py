@@ -78,9 +78,14 @@ class Pool:
         """All of them, ready or not."""
         return self._lanes
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether any of them names the model, rather than serves whatever is asked."""
+        return any(self.model in lane.member.endpoint.models for lane in self._lanes)
+
     def obstacle(self, now: float) -> HeadraceError | None:
         """What stands in the way of an attempt that is likely to succeed; None: nothing."""
-        return None if self.is_ready(now) else self._refusal(now)
+        return None if self.is_ready(now) else self.refusal(now)
 
     def is_ready(self, now: float) -> bool:
         """Whether there is a lane that an attempt is likely to succeed at."""
@@ -107,7 +112,7 @@ class Pool:
             lane = lanes[0]
             if lane.ready(now) or (not lane.sound and lane.admits(now) and self._panic(1)):
                 return lane
-            raise self._refusal(now)
+            raise self.refusal(now)
         ready = [lane for lane in lanes if lane.ready(now)]
         if len(ready) < len(lanes):
             unsound = sum(not lane.sound for lane in lanes)
@@ -119,22 +124,15 @@ class Pool:
                 lane for lane in ready if lane is not last
             ]
         if not ready:
-            raise self._refusal(now)
+            raise self.refusal(now)
         return self._balancer.pick(ready, now, key)
 
     def has_other(self, now: float, tried: Collection[Lane]) -> bool:
         """Whether an attempt could go to a lane that was not tried."""
         return any(lane not in tried and lane.ready(now) for lane in self._lanes)
 
-    def _panic(self, unsound: int) -> bool:
-        """Whether unsound lanes are to be asked as well."""
-        count = len(self._lanes)
-        if (count - unsound) * _WHOLE >= self._panic_percent * count:
-            return False
-        self._panics(self.model).value += 1
-        return True
-
-    def _refusal(self, now: float) -> HeadraceError:
+    def refusal(self, now: float) -> HeadraceError:
+        """Why nobody may be asked, where nobody may."""
         lanes, model = self._lanes, self.model
         if not lanes:
             msg = f"no endpoint with an address serves model '{model}', with the labels asked for"
@@ -147,3 +145,11 @@ class Pool:
         wait_s = min(waits, default=_RETRY_AFTER_S)
         msg = f"model '{model}' has no ready endpoint among {len(lanes)}"
         return NoReadyEndpoint(msg, retry_after_s=wait_s)
+
+    def _panic(self, unsound: int) -> bool:
+        """Whether unsound lanes are to be asked as well."""
+        count = len(self._lanes)
+        if (count - unsound) * _WHOLE >= self._panic_percent * count:
+            return False
+        self._panics(self.model).value += 1
+        return True

@@ -17,6 +17,7 @@ from headrace.domain.errors import HeadraceError, InvalidRequest, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.catalogue import Catalogue
 from headrace.ports.endpoint import Endpoint
+from headrace.ports.inference import Responses, single
 from headrace.router.resolution import resolve
 from headrace.router.settings import RouterSettings
 from headrace.router.usage import UsageRecorder
@@ -84,6 +85,15 @@ class RegisteredModels:
         if obstacle is not None:  # known before: nobody waits to hear of it
             raise obstacle
         return self._infer(request, call, version)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        """See LocalModels.stream. Raises as `infer` does."""
+        asked = (call.principal.tenant, request.model, request.version)
+        version = self._resolved.get(asked) or self._version(asked)
+        if not version:
+            return self._others.stream(request, call)
+        # what the registry holds are ONNX models, and such a one answers once
+        return single(self, request, call)
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         """See LocalModels.obstacle."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import aclosing
 from itertools import chain
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from headrace.domain.catalog import Key, Route, RoutePolicy, Target
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.catalogue import Catalogue, Entry, Name
+from headrace.ports.inference import Responses
 from headrace.resilience.backoff import RetrySettings
 from headrace.router.attempts import Attempts, Plan
 from headrace.router.endpoint_metrics import EndpointMetrics
@@ -126,6 +128,23 @@ class Router:
             return self._attempts.infer(pool, self._usual, request, call)
         return self._by_pool(pool, version, request, call)
 
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        """Send the request where it belongs, and pass its responses on. Raises as `infer` does.
+
+        Of a route's streams no shadow gets a copy: there is nothing whole to compare.
+        """
+        name = (call.principal.tenant, request.model)
+        place = self._places.get(name) or self._look_up(name)
+        if place.route is not None and not request.version:
+            return self._stream_by_route(place.route, request, call)
+        pool = place.pool
+        if pool is None or (place.otherwise and self._local.knows(*name)):
+            return self._local.stream(request, call)
+        version = self._version(place, request.version)
+        if version != request.version:
+            request = InferRequest(request.model, version, request.payload, request.decoded)
+        return self._attempts.stream(pool, self._usual, request, call)
+
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         """What stands in the way of a request now; None: it would be tried."""
         place = self._places.get((tenant, model)) or self._look_up((tenant, model))
@@ -168,14 +187,7 @@ class Router:
 
     async def _by_route(self, routed: _Routed, request: InferRequest, call: Call) -> InferResponse:
         route, principal = routed.route, call.principal
-        preference = choose(
-            routed.split,
-            headers=call.headers,
-            tenant=principal.tenant,
-            principal=known_name(principal),
-            chance=self._chance,
-        )
-        way = self._pick(routed, preference, principal.tenant)
+        way = self._choose(routed, call)
         call = _narrowed(call, routed.timeout_s, self._clock())
         begun, outcome = self._clock(), "cancelled"
         try:
@@ -203,6 +215,43 @@ class Router:
                 shadows,
             )
         return response
+
+    async def _stream_by_route(
+        self, routed: _Routed, request: InferRequest, call: Call
+    ) -> Responses:
+        way = self._choose(routed, call)
+        call = _narrowed(call, routed.timeout_s, self._clock())
+        tenant, name, label = call.principal.tenant, routed.route.name, way.target.label
+        begun, outcome = self._clock(), "cancelled"
+        inner = InferRequest(way.target.model, way.version, request.payload, request.decoded)
+        try:
+            if way.pool is None:
+                streamed = self._local.stream(inner, call)
+            else:
+                streamed = self._attempts.stream(way.pool, routed.plan, inner, call)
+            async with aclosing(streamed) as responses:
+                async for response in responses:
+                    response.model = request.model
+                    response.target = label
+                    yield response
+            outcome = "ok"
+        except HeadraceError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._metrics.routed(tenant, name, label, outcome, self._clock() - begun)
+
+    def _choose(self, routed: _Routed, call: Call) -> _Way:
+        """The target of one request. Raises ModelNotReady, InvalidRequest."""
+        principal = call.principal
+        preference = choose(
+            routed.split,
+            headers=call.headers,
+            tenant=principal.tenant,
+            principal=known_name(principal),
+            chance=self._chance,
+        )
+        return self._pick(routed, preference, principal.tenant)
 
     def _pick(self, routed: _Routed, preference: Preference, tenant: str) -> _Way:
         """The first target that can answer, or else fallback. Raises ModelNotReady."""
@@ -290,6 +339,23 @@ class Router:
         if place.entry is None:
             return version
         return resolve_elsewhere(place.entry, version, default_alias=self._settings.default_alias)
+
+    def remote_target(self, tenant: str, model: str, version: str) -> tuple[Pool, str] | None:
+        """The endpoints that a request most likely goes to, and the version asked for there.
+
+        They know the model by the pool's name for it. None where this process answers.
+        """
+        place = self._places.get((tenant, model)) or self._look_up((tenant, model))
+        if place.route is not None and not version:
+            ways = place.route.asked
+            if not ways or any(way.pool is None for way in ways):
+                return None
+            ready = [way for way in ways if self._is_ready(tenant, way)] or ways
+            way = max(ready, key=lambda each: each.target.weight)
+            return None if way.pool is None else (way.pool, way.version)
+        if place.pool is None or (place.otherwise and self._local.knows(tenant, model)):
+            return None
+        return place.pool, self._version(place, version)
 
     # --- what stands where -----------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     panic_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 50.0
     #: Seconds between look-ups of endpoints' names.
     dns_refresh_s: float = 5.0
+    #: Seconds that endpoints get to answer what is asked about their models: metadata,
+    #: configuration, statistics. The repository index waits for one second of it at most.
+    control_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     #: Copies of requests that may be under way to shadows; one more is dropped and counted.
     max_shadows: int = 64
     #: Bytes of requests and answers that these copies may hold in memory together.

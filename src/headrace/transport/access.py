@@ -57,10 +57,18 @@ class GuardedRoute(Route):
     """The endpoints of a path by their methods, each behind its rule.
 
     One route for a path, so that a 405 names all of its methods. The caller is that of
-    `scope["headrace.principal"]`, which whoever is in front sets.
+    `scope["headrace.principal"]`, which whoever is in front sets. With `by_gateway` the endpoints
+    pass requests on to the gateway, which counts them.
     """
 
-    def __init__(self, path: str, endpoints: Mapping[str, tuple[Rule, Endpoint]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        endpoints: Mapping[str, tuple[Rule, Endpoint]],
+        *,
+        by_gateway: bool = False,
+    ) -> None:
+        self.by_gateway = by_gateway
         self.rules = {method: rule for method, (rule, _) in endpoints.items()}
         if "GET" in self.rules:
             self.rules["HEAD"] = self.rules["GET"]

@@ -35,6 +35,7 @@ from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse,
 from headrace.transport.limit_headers import limit_headers
 from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.status import CLIENT_CLOSED
+from headrace.transport.told import Told
 from headrace.transport.unserved import unserved
 
 #: What is asked every few seconds, to no one's interest: it is neither logged nor counted.
@@ -47,6 +48,7 @@ _UPLOAD: Final = re.compile(rb"/api/v1/models/[^/?]+/versions/[^/?]+/artifact(?:
 #: Counts a request that asks for no inference, see gateway.Gateway.spend.
 Spend: TypeAlias = Callable[[Principal, str], Awaitable[Sequence[Standing]]]
 
+_NOTHING_TOLD: Final = Told()
 _logger = logging.getLogger(__name__)
 
 
@@ -234,6 +236,7 @@ class _Edge:
         self._app = app
         self._management = management
         self._routes = routes
+        self._counted = [route for route in routes if route.by_gateway]
         self._public = _DOCUMENTS.union(route.path for route in routes if route.public)
         self._addresses = addresses
         self._authenticate = authenticate
@@ -252,6 +255,7 @@ class _Edge:
             await visit.refuse(error)
         except asyncio.CancelledError:  # the connection ended, or was refused, under way
             visit.status = visit.status or CLIENT_CLOSED
+            visit.code = visit.code or "cancelled"
             raise
         except Exception as error:  # noqa: BLE001 - the request's root, where its id is known
             _log_failure(error, visit.request_id)
@@ -276,8 +280,10 @@ class _Edge:
         if path not in self._public:
             visit.address = self._addresses.of(visit.headers, visit.address)
             visit.principal = self._authenticate(visit.headers, visit.address)
-            visit.standings = await self._spend(visit.principal, visit.address)
+            if not any(route.matches(scope)[0] is Match.FULL for route in self._counted):
+                visit.standings = await self._spend(visit.principal, visit.address)
         scope["headrace.principal"] = visit.principal
+        scope["headrace.address"] = visit.address
         app = self._app
         if self._management is not None and _is_managed(path):
             app = await self._management.app()
@@ -295,7 +301,9 @@ class _Edge:
         if scope["path"] in PROBES:
             return
         route = getattr(scope.get("route"), "path", "") or self._route_of(scope)
-        code = visit.code or ("cancelled" if status == CLIENT_CLOSED else OK)
+        told: Told = scope.get("headrace.told", _NOTHING_TOLD)
+        # a stream may fail after its status was sent, which was that of a success
+        code = told.code or visit.code or ("cancelled" if status == CLIENT_CLOSED else OK)
         self._api_requests.count(route, visit.principal.kind, code)
         if self._access_log.wants(status):
             self._access_log.add(
@@ -309,6 +317,9 @@ class _Edge:
                     bytes_in=visit.received,
                     bytes_out=visit.sent,
                     code="" if code == OK else code,
+                    model=told.model,
+                    version=told.version,
+                    trace_id=told.trace_id,
                     principal=visit.principal.name,
                     caller=visit.principal.kind,
                     client=visit.address,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
 
-from headrace.domain.calls import TraceContext
+from headrace.domain.calls import Call, Principal, TraceContext
+from headrace.domain.errors import InvalidRequest
 from headrace.telemetry.trace_context import RequestIds, accept, valid_request_id
 
+_MAX_TIMEOUT_S: Final = 1e9
 # RFC 9218: urgency 7 is background traffic; a dictionary of structured fields
 _is_background: Final = re.compile(rb"(?:.*,)?[ \t]*u=7[ \t]*(?:[;,].*)?").fullmatch
 
@@ -36,3 +39,44 @@ def read_background(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the request says, with `Priority: u=7`, that it gives way to all others."""
     priority = headers.get(b"priority")
     return priority is not None and _is_background(priority) is not None
+
+
+def read_call(
+    headers: Mapping[bytes, bytes],
+    ids: RequestIds,
+    *,
+    received: float,
+    request_id: str,
+    principal: Principal,
+    address: str,
+) -> Call:
+    """The circumstances of an HTTP request, its deadline counted from `received`.
+
+    Raises:
+        InvalidRequest: Request-Timeout is no number of seconds.
+    """
+    deadline = math.inf
+    timeout = headers.get(b"request-timeout")
+    if timeout is not None:
+        deadline = received + _seconds(timeout)
+    return Call(
+        request_id,
+        principal,
+        received,
+        deadline,
+        trace=read_trace(headers, ids),
+        address=address,
+        batch=read_background(headers),
+        headers=headers,
+    )
+
+
+def _seconds(value: bytes) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_TIMEOUT_S:
+        msg = "Request-Timeout must be a number of seconds >= 0"
+        raise InvalidRequest(msg)
+    return seconds

@@ -1,12 +1,13 @@
 """What every executor does: those of ONNX and of Python models, and the one that tests use.
 
 Each form writes the same two little models: `plus_one`, FP32 x [rows, 1] to y = x + 1 in batches
-of up to 8 rows, and `echo`, BYTES x [rows, any] to y = x.
+of up to 8 rows, and `echo`, BYTES x [rows, any] to y = x. Forms that can have any number of answers
+write `count` too: FP32 x [1, 1] to as many answers, y = 0, 1, 2 and so on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from headrace.domain.models import ModelConfig, Platform, Signature, TensorSpec
 from headrace.domain.tensors import Array
 from headrace.ports.executor import Executor, ExecutorLoader, ModelSource
 from tests.support import repositories
-from tests.support.executors import SIGNATURE, FakeExecutor, FakeLoader
+from tests.support.executors import SIGNATURE, FakeExecutor, FakeLoader, counting
 
 ROWS: Final = 8
 TEXT: Final = Signature(
@@ -67,6 +68,25 @@ class Echo(Model):
 """
 
 
+_COUNT: Final = """\
+import numpy as np
+
+from headrace import InvalidRequest, Model, TensorSpec
+
+
+class Count(Model):
+    inputs = (TensorSpec("x", "FP32", (1,)),)
+    outputs = (TensorSpec("y", "FP32", (1,)),)
+    max_batch_size = 8
+
+    def predict(self, inputs):
+        if inputs["x"].shape[1:] != (1,):
+            raise InvalidRequest("not one number a row")
+        for i in range(int(inputs["x"][0, 0])):
+            yield {"y": np.array([[i]])}
+"""
+
+
 class Form(msgspec.Struct, frozen=True):
     """One kind of model: its loader, and how its two models are written."""
 
@@ -75,6 +95,7 @@ class Form(msgspec.Struct, frozen=True):
     plus_one: Callable[[Path], object]
     echo: Callable[[Path], object]
     bounded: bool
+    count: Callable[[Path], object] | None = None
 
     def source(self, root: Path, name: str, *, instances: int = 1) -> ModelSource:
         """A model as a repository finds it."""
@@ -93,9 +114,16 @@ class Form(msgspec.Struct, frozen=True):
         (executor,) = self.loader().load(self.source(root, "echo"))
         return executor
 
+    def load_count(self, root: Path) -> Executor:
+        """An executor of `count`."""
+        assert self.count is not None
+        self.count(root)
+        (executor,) = self.loader().load(self.source(root, "count"))
+        return executor
+
 
 class _FakeLoader(FakeLoader):
-    """Knows `echo` too."""
+    """Knows `echo` and `count` too."""
 
     def load(self, source: ModelSource) -> Sequence[FakeExecutor]:
         if source.file.exists():
@@ -103,6 +131,8 @@ class _FakeLoader(FakeLoader):
             raise ModelLoadFailed(msg)
         if source.config.name == "echo":
             self.will("echo", "1", [FakeExecutor(lambda inputs: [inputs["x"]], signature=TEXT)])
+        if source.config.name == "count":
+            self.will("count", "1", [FakeExecutor(answers=counting)])
         return super().load(source)
 
 
@@ -124,8 +154,9 @@ FORMS: Final = {
         lambda root: repositories.python_model(root, "plus_one", _PLUS_ONE),
         lambda root: repositories.python_model(root, "echo", _ECHO),
         bounded=False,
+        count=lambda root: repositories.python_model(root, "count", _COUNT),
     ),
-    "fake": Form("python", _FakeLoader, _nothing, _nothing, bounded=False),
+    "fake": Form("python", _FakeLoader, _nothing, _nothing, bounded=False, count=_nothing),
 }
 
 
@@ -208,6 +239,50 @@ def test_a_shape_that_the_model_does_not_have_is_refused(
     with pytest.raises(InvalidRequest, match=r"^the model refuses the input: ."):
         executor.run({"x": np.zeros(shape, dtype=np.float32)})
     assert _plus_one(executor, _x(1)) == [2]
+
+
+# Streams
+
+
+@pytest.fixture(params=[name for name, form in FORMS.items() if form.count is not None])
+def decoupled(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
+    return FORMS[request.param].load_count(tmp_path)
+
+
+def _counted(answers: Iterator[Sequence[Array]]) -> list[Any]:
+    return [y.ravel().tolist() for (y,) in answers]
+
+
+def test_a_model_that_answers_once_streams_that_answer(executor: Executor) -> None:
+    assert not executor.decoupled
+    assert _counted(executor.stream({"x": _x(1, 2)})) == [[2, 3]]
+
+
+def test_a_model_that_yields_streams_any_number_of_answers(decoupled: Executor) -> None:
+    assert decoupled.decoupled
+    for count in (0, 1, 3):
+        assert _counted(decoupled.stream({"x": _x(count)})) == [[i] for i in range(count)]
+
+
+def test_each_answer_is_computed_when_it_is_asked_for(decoupled: Executor) -> None:
+    answers = decoupled.stream({"x": _x(1e12)})
+    assert [next(answers)[0].tolist() for _ in range(3)] == [[[0]], [[1]], [[2]]]
+
+
+def test_a_stream_that_is_closed_is_over_and_the_next_one_is_not(decoupled: Executor) -> None:
+    answers = decoupled.stream({"x": _x(3)})
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert list(answers) == []
+    assert _counted(decoupled.stream({"x": _x(1)})) == [[0]]
+
+
+def test_a_stream_that_the_model_refuses_is_refused_with_its_first_step(
+    decoupled: Executor,
+) -> None:
+    answers = decoupled.stream({"x": np.zeros((2, 2), dtype=np.float32)})
+    with pytest.raises(InvalidRequest, match=r"^the model refuses the input: ."):
+        next(answers)
 
 
 # Several at a time

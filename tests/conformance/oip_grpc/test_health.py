@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.support import repositories
 from tests.support.process import Server, serving
 
 CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
 
@@ -42,3 +44,35 @@ def test_a_platform_that_can_run_nothing_is_not_serving(
     repositories.corrupt(tmp_path / "models")
     with serving(tmp_path / "models", tmp_path / "log", ready=False) as server:
         assert check(grpc_address(server)) == NOT_SERVING
+
+
+def test_a_watcher_hears_of_a_change(tmp_path: Path, grpc_address: Callable[[Server], str]) -> None:
+    repositories.plus(tmp_path / "models", "plus", amount=1)
+    with (
+        serving(tmp_path / "models", tmp_path / "log") as server,
+        grpc.insecure_channel(grpc_address(server)) as channel,
+    ):
+        watch = channel.unary_stream(WATCH)(b"", timeout=20)
+        assert next(watch) == SERVING
+        assert server.request("POST", "/v2/repository/models/plus/unload").status == 200
+        repositories.corrupt(tmp_path / "models", "plus")
+        server.request("POST", "/v2/repository/models/plus/load")
+        assert next(watch) == NOT_SERVING
+
+
+def test_a_watcher_keeps_no_platform_from_ending(
+    tmp_path: Path, grpc_address: Callable[[Server], str]
+) -> None:
+    repositories.plus(tmp_path / "models", "plus", amount=1)
+    with (
+        serving(tmp_path / "models", tmp_path / "log") as server,
+        grpc.insecure_channel(grpc_address(server)) as channel,
+    ):
+        watch = channel.unary_stream(WATCH)(b"", timeout=20)
+        assert next(watch) == SERVING
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 5
+        with pytest.raises(grpc.RpcError):
+            next(watch)
+        assert watch.code() is grpc.StatusCode.UNAVAILABLE

@@ -312,7 +312,7 @@ def test_repositories_have_no_names(channel: grpc.Channel) -> None:
 # --- statuses and trailers
 
 
-@pytest.mark.parametrize("method", ["ModelStreamInfer", "TraceSetting", "Nonsense", "/a.B/C"])
+@pytest.mark.parametrize("method", ["TraceSetting", "Nonsense", "/a.B/C"])
 def test_a_method_that_is_not_offered_is_unimplemented(channel: grpc.Channel, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, b"")

@@ -117,6 +117,56 @@ async def test_a_tls_profile_needs_a_url_with_tls(api: httpx.AsyncClient) -> Non
     assert (await api.patch(f"{ENDPOINTS}/e", json=both, headers=ANY)).status_code == 200
 
 
+async def test_an_endpoint_may_be_reached_by_grpc_as_well(api: httpx.AsyncClient) -> None:
+    sent = {"name": "e", "url": "http://10.0.0.1:8000", "grpc_url": "grpc://10.0.0.1:8001"}
+    made = await api.post(ENDPOINTS, json=sent)
+    assert made.status_code == 201, made.text
+    assert (made.json()["url"], made.json()["grpc_url"]) == (sent["url"], sent["grpc_url"])
+    url = f"{ENDPOINTS}/e"
+    for protocol, its_url in (("oip-grpc", "grpc://10.0.0.1"), ("in-process", "")):
+        other = {"protocol": protocol, "url": its_url}
+        refused = await api.patch(url, json=other, headers=ANY)
+        assert refused.json()["errors"][0]["pointer"] == "#/grpc_url"
+    cleared = await api.patch(url, json={"grpc_url": None}, headers=ANY)
+    assert (cleared.status_code, cleared.json()["grpc_url"]) == (200, "")
+
+
+@pytest.mark.parametrize(
+    "grpc_url",
+    [
+        "grpc://169.254.169.254",
+        "grpc://8.8.8.8:8001",
+        "grpc://[::ffff:127.0.0.1]:8001",
+        "grpc://loop.example",
+        "grpc://rebound.example",
+        "grpc://unknown.example",
+        "http://10.0.0.1",
+        "grpc://10.0.0.1/path",
+        "10.0.0.1:8001",
+    ],
+)
+async def test_its_grpc_address_must_be_allowed_too(api: httpx.AsyncClient, grpc_url: str) -> None:
+    sent = {"name": "e", "url": "http://10.0.0.1"}
+    answer = await api.post(ENDPOINTS, json={**sent, "grpc_url": grpc_url})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["errors"][0]["pointer"] == "#/grpc_url"
+    assert (await api.post(ENDPOINTS, json=sent)).status_code == 201
+    moved = await api.patch(f"{ENDPOINTS}/e", json={"grpc_url": grpc_url}, headers=ANY)
+    assert moved.status_code == 400
+
+
+async def test_what_is_secure_by_http_is_secure_by_grpc(api: httpx.AsyncClient) -> None:
+    sent = {"name": "e", "url": "https://10.0.0.1", "tls": "mesh"}
+    plain = await api.post(ENDPOINTS, json={**sent, "grpc_url": "grpc://10.0.0.1"})
+    assert plain.json()["errors"][0]["pointer"] == "#/grpc_url"
+    both = await api.post(ENDPOINTS, json={**sent, "grpc_url": "grpcs://10.0.0.1"})
+    assert both.status_code == 201, both.text
+    # the profile is of the connection that is made
+    unused = {"url": "http://10.0.0.1", "grpc_url": "grpc://10.0.0.1"}
+    refused = await api.patch(f"{ENDPOINTS}/e", json=unused, headers=ANY)
+    assert refused.json()["errors"][0]["pointer"] == "#/tls"
+
+
 @pytest.mark.parametrize("value", [-1, 1_000_001, 1.5])
 async def test_requests_under_way_are_counted_in_whole_numbers(
     api: httpx.AsyncClient, value: float

@@ -173,17 +173,18 @@ _BOUNDED = settings(
 
 def _possible_endpoint(body: dict[str, Any], *, changes: bool) -> None:
     """An endpoint's URL follows its protocol, and has TLS or not: each changes with the others."""
-    together = {"url", "protocol", "tls"}
+    together = {"url", "grpc_url", "protocol", "tls"}
     if changes and not together <= body.keys():
         for name in together & body.keys():
             del body[name]
         return
     if body.get("protocol") == "in-process":
-        body |= {"url": "", "tls": ""}
+        body |= {"url": "", "tls": "", "grpc_url": ""}
     elif body.get("protocol") == "oip-grpc":
-        body["url"] = "grpcs://10.0.0.1:8001"
+        body |= {"url": "grpcs://10.0.0.1:8001", "grpc_url": ""}
     else:
         body["url"] = "https://10.0.0.1:8000/prefix"
+        body["grpc_url"] = "grpcs://10.0.0.1:8001" if body.get("grpc_url") else ""
 
 
 def _possible_route(body: dict[str, Any], *, changes: bool) -> None:

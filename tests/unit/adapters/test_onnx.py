@@ -291,6 +291,19 @@ def test_an_unloaded_model_says_so(write: Write) -> None:
     assert "the model is unloaded" in error.message
 
 
+def test_a_model_answers_a_stream_once(write: Write) -> None:
+    executor = _load(write(_identity()))
+    assert not executor.decoupled
+    x = np.ones((1, 2), np.float32)
+    assert [answer[0].tolist() for answer in executor.stream({"x": x})] == [x.tolist()]
+
+
+def test_a_configuration_cannot_make_it_answer_more_often(write: Write) -> None:
+    with pytest.raises(ModelLoadFailed, match="an ONNX model answers a request once: leave it out"):
+        _load(write(_identity(), decoupled=True))
+    assert not _load(write(_identity(), decoupled=False)).decoupled
+
+
 # Text
 
 

@@ -531,3 +531,172 @@ def test_a_model_that_will_not_go_is_logged_and_left(
     _load(write(_model(more=f"def unload(self):\n    raise {raised}"))).close()
     (record,) = caplog.records
     assert record.getMessage() == "unload() of Mine raised"
+
+
+# Models that yield
+
+
+STREAM = """
+for i in range(int(inputs["x"][0])):
+    yield {"y": inputs["x"] + i}
+"""
+
+
+def _streamed(executor: Executor, x: Array = X) -> list[Any]:
+    return [answer[0].tolist() for answer in executor.stream({"x": x})]
+
+
+def test_a_generator_function_is_a_model_with_any_number_of_answers(write: Write) -> None:
+    executor = _load(write(_model(STREAM)))
+    assert executor.decoupled
+    assert _streamed(executor, np.array([2, 0], dtype=np.float32)) == [[2, 0], [3, 1]]
+    assert _streamed(executor, np.array([0], dtype=np.float32)) == []
+
+
+def test_a_model_that_returns_gives_one_answer_to_a_stream(write: Write) -> None:
+    executor = _load(write(_model()))
+    assert not executor.decoupled
+    assert _streamed(executor) == [[0, 1, 2]]
+
+
+def test_the_documented_model_that_yields_works_as_documented(write: Write) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "model-repository.md").read_text()
+    example = page.partition("### A model that yields")[2].partition("```python\n")[2]
+    executor = _load(write(example.partition("```")[0]))
+    answers = list(executor.stream({"text": np.array([b"so it goes"], dtype=object)}))
+    assert [(word.tolist(), place.tolist()) for word, place in answers] == [
+        ([b"so"], [0]),
+        ([b"it"], [1]),
+        ([b"goes"], [2]),
+    ]
+
+
+def test_an_answer_of_a_stream_is_no_longer_the_models(write: Write) -> None:
+    predict = """
+    kept = np.zeros(1, dtype=np.float32)
+    for i in range(3):
+        kept[0] = i
+        yield {"y": kept}
+    """
+    assert _streamed(_load(write(_model(predict)))) == [[0], [1], [2]]
+
+
+def test_a_model_that_yields_may_write_into_its_inputs(write: Write) -> None:
+    predict = """
+    inputs["x"] += 1
+    yield {"y": inputs["x"]}
+    """
+    x = np.frombuffer(b"\0\0\0\0", dtype=np.float32)
+    assert _streamed(_load(write(_model(predict))), x) == [[1]]
+    assert x.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "message"),
+    [
+        ("raise ValueError('broken')", ModelFailed, "the model raised ValueError: broken"),
+        ("raise SystemExit(3)", ModelFailed, "the model raised SystemExit: 3"),
+        (
+            "raise StopIteration",
+            ModelFailed,
+            "the model raised RuntimeError: generator raised StopIteration",
+        ),
+        (
+            "from headrace import InvalidRequest; raise InvalidRequest('too long')",
+            InvalidRequest,
+            "the model refuses the input: too long",
+        ),
+        ("yield 7", ModelFailed, "predict() yielded a int, not a mapping of outputs"),
+        ("yield {}", ModelFailed, "predict() answered no output 'y'"),
+        (
+            'yield {"y": [[1.0]]}',
+            ModelFailed,
+            "output 'y' is declared with shape [-1], but predict() answered [1, 1]",
+        ),
+    ],
+)
+def test_what_breaks_a_stream_is_told_after_the_answers_before(
+    write: Write, step: str, kind: type[HeadraceError], message: str
+) -> None:
+    answers = _load(write(_model(f'yield {{"y": inputs["x"]}}\n{step}'))).stream({"x": X})
+    assert next(answers)[0].tolist() == [0, 1, 2]
+    with pytest.raises(kind) as caught:
+        next(answers)
+    assert type(caught.value) is kind
+    assert caught.value.message == message
+
+
+_TIDY = """
+try:
+    while True:
+        yield {"y": inputs["x"]}
+finally:
+    self.tidied = True
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "an answer that does not fit"])
+def test_a_stream_that_ends_early_runs_the_models_finally(write: Write, how: str) -> None:
+    bad = _TIDY.replace('inputs["x"]}', 'inputs["x"]}; yield {"y": "text"}')
+    source = write(_model(_TIDY if how == "closed" else bad, more="tidied = False"))
+    executor = _load(source)
+    model = executor._model  # type: ignore[attr-defined]  # noqa: SLF001 - what it did to itself
+    answers = executor.stream({"x": X})
+    next(answers)
+    assert not model.tidied
+    if how == "closed":
+        answers.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(ModelFailed):
+            next(answers)
+    assert model.tidied
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('late')", "yield {}"])
+def test_what_a_model_does_when_it_is_stopped_is_only_logged(
+    write: Write, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict = f"""
+    try:
+        yield {{"y": inputs["x"]}}
+    finally:
+        {end}
+    """
+    answers = _load(write(_model(predict))).stream({"x": X})
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert "model Mine raised when its reader had stopped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("predict", "decoupled", "refusal"),
+    [
+        (
+            'return {"y": inputs["x"]}',
+            True,
+            (
+                "the configuration says model_transaction_policy { decoupled: true }, "
+                "but predict() of class Mine yields nothing: change one of them"
+            ),
+        ),
+        (
+            STREAM,
+            False,
+            (
+                "the configuration says model_transaction_policy { decoupled: false }, "
+                "but predict() of class Mine is a generator function: change one of them"
+            ),
+        ),
+    ],
+)
+def test_a_configuration_that_contradicts_the_code_is_refused(
+    write: Write, predict: str, refusal: str, *, decoupled: bool
+) -> None:
+    assert _refusal(write(_model(predict), decoupled=decoupled)) == refusal
+
+
+@pytest.mark.parametrize(("predict", "decoupled"), [('return {"y": [1.0]}', False), (STREAM, True)])
+def test_a_configuration_may_say_what_the_code_says(
+    write: Write, predict: str, *, decoupled: bool
+) -> None:
+    assert _load(write(_model(predict), decoupled=decoupled)).decoupled == decoupled

@@ -19,6 +19,7 @@ async def sited(
     url: str,
     *answers: str,
     protocol: Protocol = "oip-rest",
+    grpc_url: str = "",
     allowed: Sequence[str] = ("0.0.0.0/0",),
 ) -> tuple[Sited, list[tuple[str, int]]]:
     """Where an endpoint is whose name has these addresses, and which names were looked up."""
@@ -30,8 +31,9 @@ async def sited(
 
     siting = Siting(allowed=[ip_network(each) for each in allowed], resolve=resolve)
     endpoint = Endpoint(
-        tenant="t", name="e", url=url, protocol=protocol, created_at=_AT, updated_at=_AT
-    )
+        tenant="t", name="e", url=url, protocol=protocol, grpc_url=grpc_url, created_at=_AT,
+        updated_at=_AT,
+    )  # fmt: skip
     return await siting(endpoint), asked
 
 
@@ -46,6 +48,12 @@ async def test_an_address_is_not_looked_up_and_never_changes() -> None:
     assert (site.path, site.secure) == ("/triton", True)
     assert found.fixed
     assert asked == []
+
+
+async def test_an_endpoint_is_where_it_speaks_grpc() -> None:
+    found, _ = await sited("https://10.1.2.3/triton/", grpc_url="grpcs://10.1.2.4:8001")
+    (site,) = found.sites
+    assert (str(site.address), site.port, site.path, site.secure) == ("10.1.2.4", 8001, "", True)
 
 
 async def test_each_address_of_a_name_is_a_site_that_is_called_by_the_name() -> None:

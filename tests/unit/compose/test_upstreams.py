@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from headrace.compose.upstreams import Upstreams
@@ -42,6 +43,11 @@ async def test_each_protocol_has_its_upstream() -> None:
     assert isinstance(connect(endpoint("in-process"), None), InProcess)
     assert isinstance(connect(endpoint(), PLAIN), RestUpstream)
     assert isinstance(connect(endpoint("oip-grpc"), PLAIN), GrpcUpstream)
+
+
+async def test_where_both_are_given_grpc_is_what_is_asked() -> None:
+    both = msgspec.structs.replace(endpoint(), grpc_url="grpc://h:8001")
+    assert isinstance(upstreams()(both, PLAIN), GrpcUpstream)
 
 
 @pytest.mark.parametrize("protocol", ["oip-rest", "oip-grpc"])

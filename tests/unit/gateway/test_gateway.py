@@ -32,6 +32,7 @@ from headrace.gateway.gateway import Gateway
 from headrace.gateway.limits import LimitPolicy, Limits, LimitSettings
 from headrace.gateway.metrics import GatewayMetrics
 from headrace.gateway.settings import GatewaySettings
+from headrace.ports.inference import Responses
 from headrace.ports.limiter import Charge, Spent, Taken
 from headrace.telemetry.metrics import Metrics
 from tests.support.waiting import until
@@ -60,10 +61,20 @@ class Behind:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.calls: list[Call] = []
+        self.closed = 0
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         self.calls.append(call)
         return await self.answer(request, call)
+
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        """The answer twice; closed by whoever opened it."""
+        self.calls.append(call)
+        try:
+            for _ in range(2):
+                yield await self.answer(request, call)
+        finally:
+            self.closed += 1
 
 
 class House:
@@ -103,6 +114,11 @@ class House:
         content = InferContent([], parameters=parameters or {})
         call = Call("id", received=RECEIVED, deadline=deadline, priority=priority)
         return await self.gateway.infer(InferRequest(model, version, decoded=content), call)
+
+    def stream(self, parameters: Parameters | None = None, model: str = "m") -> Responses:
+        content = InferContent([], parameters=parameters or {})
+        request = InferRequest(model, decoded=content)
+        return self.gateway.stream(request, Call("id", received=RECEIVED))
 
     async def passed_on(
         self, parameters: Parameters | None = None, *, deadline: float = math.inf, priority: int = 0
@@ -559,3 +575,76 @@ async def test_who_is_not_let_in_is_told_so_and_counted() -> None:
         await first
     assert house.outcomes()["", "", "overloaded"] == 1
     assert b'headrace_admission_refusals_total{code="overloaded"} 1.0' in house.metrics.render()[0]
+
+
+# Streams
+
+
+async def test_a_stream_is_one_request_that_is_charged_once_and_has_a_deadline() -> None:
+    limiter = FakeLimiter()
+    house = House(limits=limiter.of(_PER_PRINCIPAL))
+    responses = [response async for response in house.stream({"timeout": 2_000_000})]
+    assert [response.version for response in responses] == ["7", "7"]
+    assert [list(response.standings) for response in responses] == [
+        [Standing("usual", 10, 60, 9, 6.0, 10)]
+    ] * 2
+    assert len(limiter.taken) == 1
+    assert [call.deadline for call in house.behind.calls] == [RECEIVED + 2.0]
+    assert house.outcomes() == {("m", "7", "ok"): 1}
+
+
+async def test_what_may_not_be_streamed_goes_no_further() -> None:
+    house = House()
+    request = InferRequest("m", decoded=InferContent([]))
+    stranger = Principal("alice", grants=grants(["infer:other"]))
+    with pytest.raises(Forbidden):
+        await anext(house.gateway.stream(request, Call("id", stranger, received=RECEIVED)))
+    house.gateway.draining = True
+    with pytest.raises(ShuttingDown):
+        await anext(house.stream())
+    assert house.behind.calls == []
+
+
+async def test_a_stream_that_is_over_the_limit_goes_no_further() -> None:
+    spent = Spent(allowed=False, remaining=0, reset_s=60.0, retry_after_s=6.0)
+    house = House(limits=FakeLimiter(spent).of(_PER_PRINCIPAL))
+    with pytest.raises(RateLimited):
+        await anext(house.stream())
+    assert house.behind.calls == []
+
+
+async def test_a_stream_has_its_place_until_it_is_closed() -> None:
+    house = House(admission=AdmissionSettings(max_concurrent=1, max_waiting=0))
+    first = house.stream()
+    await anext(first)
+    assert house.samples("headrace_requests_in_flight") == {(): 1}
+    with pytest.raises(Overloaded):
+        await anext(house.stream())
+    await first.aclose()
+    assert house.behind.closed == 1
+    assert house.samples("headrace_requests_in_flight") == {(): 0}
+    assert [response.version async for response in house.stream()] == ["7", "7"]
+    assert house.outcomes() == {
+        ("m", "7", "cancelled"): 1,
+        ("", "", "overloaded"): 1,
+        ("m", "7", "ok"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (QueueFull("full"), ("m", "", "queue_full")),
+        (UnknownModel("no such model"), ("", "", "model_not_found")),
+        (RuntimeError("defect"), ("m", "", "internal")),
+    ],
+)
+async def test_what_breaks_a_stream_off_is_counted_and_raised(
+    error: Exception, outcome: tuple[str, str, str]
+) -> None:
+    house = House(_failing(error), limits=FakeLimiter().of(_PER_PRINCIPAL))
+    with pytest.raises(type(error)):
+        await anext(house.stream())
+    assert house.behind.closed == 1
+    assert house.outcomes() == {outcome: 1}
+    assert house.samples("headrace_requests_in_flight") == {(): 0}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.domain.errors import InvalidRequest
 from headrace.domain.models import Batching, ModelConfig
@@ -17,6 +20,7 @@ from headrace.domain.tensors import Array
 from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.metrics import OrchestratorMetrics
 from headrace.orchestrator.pending import BatchKey, Pending
+from headrace.orchestrator.response_cache import response_cache
 from headrace.orchestrator.scheduler import Scheduler
 from headrace.orchestrator.settings import OrchestratorSettings
 from headrace.ports.executor import Arrays, Executor, ModelSource
@@ -261,22 +265,54 @@ class FakeRepository:
         if config_json == b"broken":
             msg = "config is not JSON"
             raise InvalidRequest(msg)
-        return self.models.get(name)
+        found = self.models.get(name)
+        if found is None or config_json is None:
+            return found
+        config = hashlib.sha256(config_json).hexdigest()
+        versions = {
+            version: msgspec.structs.replace(each, fingerprint=each.fingerprint + config)
+            for version, each in found.versions.items()
+        }
+        return msgspec.structs.replace(found, versions=versions)
 
 
 class House:
     """All models of a process, on a fake repository and a fake loader."""
 
-    def __init__(self, *, drain_s: float = 30.0, max_queue_size: int = 1024) -> None:
+    def __init__(
+        self,
+        *,
+        drain_s: float = 30.0,
+        max_queue_size: int = 1024,
+        cache_bytes: int = 0,
+        transient: bool = False,
+    ) -> None:
         self.repository = FakeRepository()
         self.loader = FakeLoader()
         self.metrics = Metrics(version="test")
+        settings = OrchestratorSettings(
+            drain_s=drain_s, max_queue_size=max_queue_size, response_cache_bytes=cache_bytes
+        )
+        orchestrator_metrics = OrchestratorMetrics(self.metrics)
         self.models = Models(
             self.repository,
             loaders={"python": self.loader},
-            settings=OrchestratorSettings(drain_s=drain_s, max_queue_size=max_queue_size),
-            metrics=OrchestratorMetrics(self.metrics),
+            settings=settings,
+            metrics=orchestrator_metrics,
+            cache=response_cache(settings, orchestrator_metrics),
+            transient=transient,
         )
+        self.metrics.observe(self.models.observe)
+
+    def samples(self, family: str) -> dict[tuple[str, ...], float]:
+        """What a scrape tells of a family, by its labels' values in the order of their names."""
+        body, _ = self.metrics.render()
+        return {
+            tuple(value for _, value in sorted(sample.labels.items())): sample.value
+            for found in text_string_to_metric_families(body.decode())
+            for sample in found.samples
+            if sample.name == family
+        }
 
     def states(self) -> dict[tuple[str, str], str]:
         """The index, without reasons."""

@@ -319,7 +319,7 @@ async def test_a_reload_replaces_a_version_between_two_requests() -> None:
     old, hold = house.models.get("m"), house.loader.hold("m", "1")
     loading = asyncio.get_running_loop().create_task(house.models.load("m"))
     await hold.begun()
-    assert house.states() == {("m", "1"): "LOADING"}
+    assert house.models.index() == [IndexEntry("m", "1", "READY", "reloading: loading its files")]
     assert house.models.obstacle("m") is None
     assert await _amount(house.models) == 1  # the old one serves on
     hold.release()
@@ -624,22 +624,6 @@ async def test_a_load_of_an_unchanged_model_loads_it_anew() -> None:
     assert await _amount(house.models) == 2
 
 
-async def test_loads_of_one_model_follow_each_other() -> None:
-    house = await _loaded()
-    hold = house.loader.hold("m", "1")
-    loop = asyncio.get_running_loop()
-    loads = [loop.create_task(house.models.load("m")) for _ in range(2)]
-    await hold.begun()
-    await turns()
-    assert len(house.loader.loaded) == 2
-    hold.release()
-    await asyncio.gather(*loads)
-    assert len(house.loader.loaded) == 3
-    assert await _amount(house.models) == 3
-    await house.loader.executors[1].ended()
-    assert [executor.closed for executor in house.loader.executors] == [1, 1, 0]
-
-
 async def test_a_configuration_that_is_none_changes_nothing() -> None:
     house = await _loaded()
     with pytest.raises(InvalidRequest):
@@ -763,6 +747,74 @@ async def test_an_unload_ends_the_hold_of_a_configuration_from_the_request() -> 
     assert await _amount(house.models) == 4
 
 
+# Draining
+
+
+async def _draining(
+    house: House,
+) -> tuple[GatedExecutor, list[asyncio.Task[InferResponse]], asyncio.Task[None]]:
+    """A model with two requests under way whose unload was asked for."""
+    executor = GatedExecutor(max_batch_size=1)
+    house.repository.put("m")
+    house.loader.will("m", "1", [executor])
+    await house.models.load_all()
+    under_way = [_asking(house.models) for _ in range(2)]
+    await executor.begun()
+    unloading = asyncio.get_running_loop().create_task(house.models.unload("m"))
+    await turns()
+    return executor, under_way, unloading
+
+
+async def test_a_version_that_ends_its_work_is_unloading_and_takes_no_new_request() -> None:
+    house = House()
+    executor, under_way, unloading = await _draining(house)
+    assert house.models.index() == [IndexEntry("m", "1", "UNLOADING", "2 requests under way")]
+    assert house.samples("headrace_model_state")["m", "UNLOADING", "1"] == 1
+    assert isinstance(_told(house, "m"), UnknownModel)
+    executor.release()
+    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+    assert house.models.index() == [IndexEntry("m", "1", "UNLOADING", "1 request under way")]
+    executor.release()
+    for task in under_way:
+        assert (await task).version == "1"
+    await unloading
+    assert house.models.index() == [IndexEntry("m", "", "UNAVAILABLE", "unloaded")]
+    assert ("m", "UNLOADING", "1") not in house.samples("headrace_model_state")
+    assert house.samples("headrace_model_drains_total") == {("m", "ended"): 1}
+
+
+async def test_a_version_that_is_gone_from_the_repository_is_unloading_until_it_has_ended() -> None:
+    house = House()
+    executors = [GatedExecutor(), GatedExecutor()]
+    house.loader.will("m", "1", [executors[0]], [executors[1]])
+    under_way = []
+    for executor, told in zip(executors, ("1 request", "2 requests"), strict=True):
+        house.repository.put("m")
+        await house.models.poll()
+        assert house.models.index() == [IndexEntry("m", "1", "READY", "")]
+        under_way.append(_asking(house.models))
+        await executor.begun()
+        del house.repository.models["m"]
+        await house.models.poll()
+        assert house.models.index() == [IndexEntry("m", "1", "UNLOADING", f"{told} under way")]
+    for executor in executors:
+        executor.release()
+        await executor.ended()
+    await asyncio.gather(*under_way)
+    assert house.models.index() == []
+
+
+async def test_a_drain_ends_with_its_time() -> None:
+    house = House(drain_s=0.0)
+    executor, under_way, unloading = await _draining(house)
+    await unloading
+    assert house.models.index() == [IndexEntry("m", "", "UNAVAILABLE", "unloaded")]
+    assert house.samples("headrace_model_drains_total") == {("m", "cut_off"): 1}
+    executor.release(2)
+    await asyncio.wait(under_way)
+    assert isinstance(under_way[1].exception(), ModelNotReady)
+
+
 # Descriptions and statistics
 
 
@@ -813,7 +865,6 @@ async def test_a_reloaded_version_counts_from_nought() -> None:
 
 async def test_gauges_are_set_before_a_scrape_and_go_with_their_version() -> None:
     house = await _loaded(m={"1": "a"}, n={"1": "a"})
-    house.metrics.observe(house.models.observe)
     body = house.metrics.render()[0].decode()
     assert 'headrace_model_ready{model="m",version="1"} 1.0' in body
     assert 'headrace_queue_requests{model="m",version="1"} 0.0' in body

@@ -66,6 +66,22 @@ def test_every_request_of_a_batch_takes_the_whole_time_of_its_run() -> None:
     assert answer["inference_stats"]["compute_output"] == {"count": 3, "ns": 300}
 
 
+def test_an_answer_that_was_kept_is_a_success_without_a_run() -> None:
+    statistics = VersionStatistics()
+    statistics.add_cache_hit(30)
+    statistics.add_cache_hit(12)
+    statistics.cache_miss.add(7)
+    answer = statistics.as_triton("m", "1")
+    assert (answer["inference_count"], answer["execution_count"]) == (0, 0)
+    assert answer["last_inference"] > 0
+    stats = answer["inference_stats"]
+    assert stats["success"] == stats["cache_hit"] == {"count": 2, "ns": 42}
+    assert stats["cache_miss"] == {"count": 1, "ns": 7}
+    assert stats["queue"] == {"count": 2, "ns": 0}
+    assert stats["compute_infer"] == _nothing()
+    assert statistics.usual_run_s == 0
+
+
 def test_failures_and_cancellations_are_told_apart() -> None:
     statistics = VersionStatistics()
     statistics.fail.add(50, 2)

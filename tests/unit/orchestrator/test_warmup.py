@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from headrace.domain.models import ModelConfig, Signature, TensorSpec, Warmup, W
 from headrace.domain.tensors import Array
 from headrace.orchestrator.execution_time import ExecutionTime
 from headrace.orchestrator.warmup import warm_up
-from headrace.ports.executor import ModelSource
+from headrace.ports.executor import Arrays, ModelSource
 from tests.support.executors import FakeExecutor, failing
 
 
@@ -46,6 +47,31 @@ def test_every_instance_is_warmed_as_often_as_configured_and_in_order() -> None:
     for executor in executors:
         assert [inputs["x"].shape for inputs in executor.asked] == [(2, 1), (2, 1), (1, 1)]
         assert executor.values[2] == [0]
+
+
+def test_progress_is_told_over_all_warm_ups_and_instances() -> None:
+    told: list[tuple[int, int]] = []
+    executors = [FakeExecutor(), FakeExecutor()]
+    source = _source(_warmup(count=2), _warmup(name="second"))
+    warm_up(
+        executors,
+        source,
+        times=ExecutionTime(),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(done, 6) for done in range(7)]
+
+
+def test_a_model_that_yields_is_warmed_to_its_last_answer() -> None:
+    ended: list[int] = []
+
+    def answers(inputs: Arrays) -> Iterator[Sequence[Array]]:
+        yield from ([inputs["x"]] for _ in range(3))
+        ended.append(3)
+
+    executor = FakeExecutor(answers=answers)
+    warm_up([executor], _source(_warmup(count=2)), times=ExecutionTime())
+    assert ended == [3, 3]
 
 
 def test_a_model_without_a_configured_warm_up_is_not_asked() -> None:

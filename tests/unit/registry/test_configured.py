@@ -56,6 +56,16 @@ def test_endpoints_of_the_settings_are_the_operators_and_come_by_name() -> None:
         ("e", {"url": "http://10.0.0.1", "models": ["a", "b c"]}, "endpoints.e.models.1: "),
         ("e", {"url": "http://10.0.0.1", "tls": "mesh"}, "endpoints.e.tls: "),
         ("e", {"url": "https://10.0.0.1", "tls": "a b"}, "endpoints.e.tls: "),
+        (
+            "e",
+            {"url": "http://10.0.0.1", "grpc_url": "grpc://8.8.8.8"},
+            "endpoints.e.grpc_url: 8.8.8.8 lies in no network",
+        ),
+        (
+            "e",
+            {"url": "grpc://10.0.0.1", "grpc_url": "grpc://10.0.0.1", "protocol": "oip-grpc"},
+            "endpoints.e.grpc_url: an endpoint of oip-grpc has its address in url",
+        ),
         ("a b", {"url": "http://10.0.0.1"}, "endpoints.a b: a name must be "),
     ],
 )

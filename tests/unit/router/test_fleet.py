@@ -52,6 +52,15 @@ async def test_what_an_endpoint_has_shown_outlives_a_change_of_its_weight() -> N
         assert house.upstreams["http://h:8000"].closed == 0
 
 
+async def test_an_endpoint_that_is_to_be_reached_by_grpc_is_connected_to_anew() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0))
+        old = house.upstreams["http://h:8000"]
+        await house.put(endpoint(0, grpc_url="grpc://h:8001"))
+        assert old.closed == 1
+        assert house.upstreams["http://h:8000"] is not old
+
+
 async def test_an_endpoint_that_moves_serves_where_it_was_until_the_new_place_is_known() -> None:
     async with RouterHouse() as house:
         await house.put(endpoint(0))

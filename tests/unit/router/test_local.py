@@ -4,6 +4,7 @@ from headrace.domain.calls import Call
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.tensors import InferContent
+from headrace.ports.inference import Responses, single
 from headrace.router.local import FolderModels
 
 
@@ -13,6 +14,9 @@ class Folder:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         del call
         return InferResponse(request.model, "1", [])
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
     def obstacle(self, model: str, version: str) -> HeadraceError | None:
         del version
@@ -35,3 +39,9 @@ def test_a_folders_models_are_every_tenants_and_known_though_not_ready() -> None
 async def test_a_folders_model_answers() -> None:
     request = InferRequest("ready", decoded=InferContent([]))
     assert (await FolderModels(Folder()).infer(request, Call("id"))).version == "1"
+
+
+async def test_a_folders_model_streams() -> None:
+    request = InferRequest("ready", decoded=InferContent([]))
+    stream = FolderModels(Folder()).stream(request, Call("id"))
+    assert [response.version async for response in stream] == ["1"]

@@ -21,6 +21,7 @@ from headrace.domain.errors import HeadraceError, InvalidRequest, ModelFailed, U
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.tensors import InferContent
 from headrace.ports.catalogue import Entry, Name
+from headrace.ports.inference import Responses, single
 from headrace.router.registered import RegisteredModels, internal_name
 from headrace.router.settings import RouterSettings
 from headrace.router.usage import UsageRecorder
@@ -96,6 +97,9 @@ class FakeEndpoint:
         if self.raises is not None:
             raise self.raises
         return InferResponse(request.model, request.version, [])
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
 
 class Others(FakeEndpoint):
@@ -243,3 +247,17 @@ async def test_changes_of_what_nobody_asks_for_load_nothing(house: House) -> Non
     house.catalogue.put("m", entry("1", "2", champion="2"))
     await asyncio.sleep(0)
     assert house.endpoint.preparing == []
+
+
+async def test_a_registered_models_stream_is_its_one_answer_and_others_have_theirs() -> None:
+    house = House()
+    house.catalogue.put("m", Entry(versions={"1": version("1")}))
+    house.up("1")
+
+    async def streamed(model: str) -> list[tuple[str, str]]:
+        request = InferRequest(model, decoded=InferContent([]))
+        stream = house.router.stream(request, Call("id", Principal("p", "t")))
+        return [(response.model, response.version) async for response in stream]
+
+    assert await streamed("m") == [("m", "1")]
+    assert await streamed("folders") == [("folders", "folder")]

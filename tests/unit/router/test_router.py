@@ -19,6 +19,7 @@ from headrace.domain.catalog import (
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.catalogue import Entry
+from headrace.ports.inference import Responses, single
 from tests.support.router_fakes import AT, RouterHouse, endpoint, turns
 
 
@@ -32,6 +33,9 @@ class FakeLocal:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         del call
         return InferResponse(request.model, "local" + request.version, [])
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
     def obstacle(self, tenant: str, model: str, version: str) -> HeadraceError | None:
         del tenant

@@ -135,6 +135,8 @@ class _File(_Table, frozen=True):
     max_batch_size: _Natural | UnsetType = UNSET
     instances: _Positive | UnsetType = UNSET
     intra_op_threads: _Positive | UnsetType = UNSET
+    response_cache: bool | UnsetType = UNSET
+    decoupled: bool | UnsetType = UNSET
     version_policy: Literal["all"] | _VersionChoice | UnsetType = UNSET
     timeouts: _Timeouts = _Timeouts()
     batching: _BatchingTable | UnsetType = UNSET
@@ -149,7 +151,13 @@ class _File(_Table, frozen=True):
 
 def _apply(base: ModelConfig, file: _File, labels: LabelReader) -> ModelConfig:
     changes = file.given(
-        "platform", "filename", "max_batch_size", "instances", "intra_op_threads"
+        "platform",
+        "filename",
+        "max_batch_size",
+        "instances",
+        "intra_op_threads",
+        "decoupled",
+        "response_cache",
     ) | file.timeouts.given(default_timeout_s="default_s", max_timeout_s="max_s")
     if file.version_policy is not UNSET:
         changes["version_policy"] = _version_policy(file.version_policy)

@@ -72,7 +72,15 @@ def from_json(
     Raises:
         ModelLoadFailed: as `from_text`; the message names the field's path.
     """
-    return _read("config", lambda: triton_schema.read_json(data), name, labels, note)
+
+    def read() -> Fields:
+        fields = triton_schema.read_json(data)
+        if not fields.values.get("model_transaction_policy", {}).get("decoupled"):
+            # it says nothing there: JSON as Triton and this platform write it has every field
+            fields.values.pop("model_transaction_policy", None)
+        return fields
+
+    return _read("config", read, name, labels, note)
 
 
 def _read(
@@ -120,6 +128,8 @@ def _model_config(raw: Mapping[str, Any], name: str, labels: LabelReader) -> Mod
         parameters=parameters,
         intra_op_threads=_threads(parameters),
         filename=raw.get("default_model_filename", ""),
+        response_cache=raw.get("response_cache", {}).get("enable", False),
+        decoupled=raw.get("model_transaction_policy", {}).get("decoupled"),
     )
 
 

@@ -62,10 +62,12 @@ def to_json_object(
         "metric_tags": {},
         "parameters": {key: {"string_value": v} for key, v in config.parameters.items()},
         "model_warmup": [_warmup_json(warmup) for warmup in config.warmup],
-        "model_transaction_policy": {"decoupled": False},
+        "model_transaction_policy": {"decoupled": bool(config.decoupled)},
     }
     if config.batching is not None:
         answer["dynamic_batching"] = _batching_json(config.batching)
+    if config.response_cache:
+        answer["response_cache"] = {"enable": True}
     return answer
 
 

@@ -216,13 +216,11 @@ _MODEL_CONFIG: Final[Mapping[str, _Kind]] = {
     "model_operations": {
         "op_library_filename": _Refused("native libraries of a model are not loaded"),
     },
-    "model_transaction_policy": {
-        "decoupled": _Refused("a request has exactly one response here"),
-    },
+    "model_transaction_policy": {"decoupled": "bool"},
     "model_repository_agents": {
         "agents": _Refused("no program runs when a model is loaded"),
     },
-    "response_cache": _HINT,
+    "response_cache": {"enable": "bool"},
     "model_metrics": _HINT,
 }
 

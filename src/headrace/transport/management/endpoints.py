@@ -49,6 +49,14 @@ _Url: TypeAlias = Annotated[
         json_schema_extra={"format": "uri"},
     ),
 ]
+_GrpcUrl: TypeAlias = Annotated[
+    str,
+    Field(
+        description="Of oip-rest: where the same server speaks gRPC (grpc or grpcs), in an allowed "
+        "network; where it is given, this is what is asked. Empty: nowhere.",
+        json_schema_extra={"format": "uri"},
+    ),
+]
 _Models: TypeAlias = Annotated[list[Name], Field(max_length=1024)]
 _InFlight: TypeAlias = Annotated[int, Field(ge=0, le=1_000_000), WHOLE]
 
@@ -59,6 +67,7 @@ class NewEndpoint(Body):
     name: Name
     url: _Url = ""
     protocol: Protocol = "oip-rest"
+    grpc_url: _GrpcUrl = ""
     models: _Models = Field([], description="What it serves; empty: whatever nothing else serves.")
     weight: Weight = 1.0
     labels: Labels = Field({}, description="What targets of routes choose endpoints by.")
@@ -76,6 +85,7 @@ class EndpointPatch(Body):
 
     url: _Url = ""
     protocol: Protocol | None = None
+    grpc_url: _GrpcUrl | None = None
     models: _Models | None = None
     weight: Weight | None = None
     labels: dict[Annotated[str, Field(min_length=1, max_length=128)], Line | None] | None = None
@@ -90,6 +100,7 @@ class EndpointFields(View):
     name: Name
     url: str
     protocol: Protocol
+    grpc_url: str
     models: list[str]
     weight: float
     labels: dict[str, str]

@@ -6,7 +6,7 @@ Source: open-inference-protocol `open_inference_grpc.proto`; Triton `grpc_servic
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from google.protobuf.json_format import ParseDict
@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict
 from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
 from headrace.domain.models import TensorSpec
 from headrace.domain.names import require_name
-from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.ports.model_control import ModelControl
 from headrace.transport.access import ANY, PUBLIC, READ, READ_MODEL, WRITE, Rule
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.edge import Exchange, Rpc
@@ -34,7 +34,7 @@ _Answer: TypeAlias = Callable[[ModelControl, Any], Awaitable[Any]]
 
 
 class ControlRpcs:
-    """The RPCs by their paths, over the models of this process."""
+    """The RPCs by their paths, over the models that a caller may ask."""
 
     def __init__(
         self,
@@ -42,12 +42,10 @@ class ControlRpcs:
         *,
         version: str,
         ready: Callable[[], bool],
-        config_json: Callable[[ModelDescription], Mapping[str, Any]],
     ) -> None:
         self._models = models
         self._version = version
         self._ready = ready
-        self._config_json = config_json
 
     def rpcs(self) -> dict[str, Rpc]:
         """All RPCs."""
@@ -96,17 +94,17 @@ class ControlRpcs:
         )
 
     async def _metadata(self, models: ModelControl, request: Any) -> Any:
-        model = await models.describe(*_names(request))
+        model = await models.metadata(*_names(request))
         return schema.ModelMetadataResponse(
             name=model.name,
             versions=model.versions,
             platform=model.platform,
-            inputs=[_tensor(spec) for spec in model.signature.inputs],
-            outputs=[_tensor(spec) for spec in model.signature.outputs],
+            inputs=[_tensor(spec) for spec in model.inputs],
+            outputs=[_tensor(spec) for spec in model.outputs],
         )
 
     async def _config(self, models: ModelControl, request: Any) -> Any:
-        config = dict(self._config_json(await models.describe(*_names(request))))
+        config = dict(await models.config(*_names(request)))
         return _from_json({"config": config}, schema.ModelConfigResponse())
 
     async def _statistics(self, models: ModelControl, request: Any) -> Any:
@@ -120,7 +118,7 @@ class ControlRpcs:
     async def _index(self, models: ModelControl, request: Any) -> Any:
         _refuse_repository(request.repository_name)
         index = schema.RepositoryIndexResponse
-        entries = [e for e in models.index() if not request.ready or e.state == "READY"]
+        entries = [e for e in await models.index() if not request.ready or e.state == "READY"]
         return index(
             models=[
                 index.ModelIndex(name=e.name, version=e.version, state=e.state, reason=e.reason)

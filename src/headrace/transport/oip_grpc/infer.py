@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headrace.domain.calls import Call
 from headrace.domain.inference import InferRequest
 from headrace.domain.names import require_name
@@ -30,28 +32,7 @@ class InferRpc:
 
     async def infer(self, exchange: Exchange) -> bytes:
         """Answer one ModelInferRequest."""
-        sent = exchange.request
-        check_structure(sent.message)
-        message = schema.parse(schema.ModelInferRequest, sent.message)
-        model = exchange.model = message.model_name
-        version = exchange.version = message.model_version
-        require_name("model", model)
-        if version:
-            require_name("version", version)
-        context = read_trace(sent.headers, self._ids)
-        if context is not None:
-            exchange.trace_id = context.trace_id
-        call = Call(
-            exchange.request_id,
-            exchange.principal,
-            exchange.received,
-            exchange.deadline,
-            trace=context,
-            address=exchange.address,
-            batch=read_background(sent.headers),
-            headers=sent.headers,
-        )
-        request = InferRequest(model, version, payload=GrpcPayload(message, sent.message))
+        request, call = to_call(read_message(exchange), exchange, self._ids)
         response = await self._service.infer(request, call)
         exchange.version = response.version
         exchange.standings, exchange.run_s = response.standings, response.run_s
@@ -61,3 +42,38 @@ class InferRpc:
             return reply.body
         response.unpack()
         return encode(response)
+
+
+def read_message(exchange: Exchange) -> Any:
+    """The ModelInferRequest of an exchange. Raises InvalidRequest where it is none."""
+    message = exchange.request.message
+    check_structure(message)
+    return schema.parse(schema.ModelInferRequest, message)
+
+
+def to_call(message: Any, exchange: Exchange, ids: RequestIds) -> tuple[InferRequest, Call]:
+    """What a service is asked by a ModelInferRequest.
+
+    Raises:
+        InvalidRequest: no model and no version can have such a name.
+    """
+    sent = exchange.request
+    model = exchange.model = message.model_name
+    version = exchange.version = message.model_version
+    require_name("model", model)
+    if version:
+        require_name("version", version)
+    context = read_trace(sent.headers, ids)
+    if context is not None:
+        exchange.trace_id = context.trace_id
+    call = Call(
+        exchange.request_id,
+        exchange.principal,
+        exchange.received,
+        exchange.deadline,
+        trace=context,
+        address=exchange.address,
+        batch=read_background(sent.headers),
+        headers=sent.headers,
+    )
+    return InferRequest(model, version, payload=GrpcPayload(message, sent.message)), call

@@ -14,6 +14,7 @@ from headrace.transport.oip_grpc.payload import from_contents, read_parameters, 
 from headrace.transport.oip_grpc.structure import check_structure, fields
 
 _RAW_OUTPUT_CONTENTS: Final = 6  # of ModelInferResponse
+_FINAL: Final = "triton_final_response"
 _MAX_FIELDS: Final = 4096  # of an answer: outputs, their contents and parameters
 
 
@@ -43,6 +44,12 @@ class GrpcReply:
         """The version that answered, "" where the endpoint does not tell."""
         version: str = self._message.model_version
         return version
+
+    @property
+    def final(self) -> bool:
+        """Whether it says that no other response of its request follows; some do not tell."""
+        parameters = self._message.parameters
+        return _FINAL in parameters and parameters[_FINAL].bool_param
 
     @property
     def size_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The messages of `inference.proto` and `health.proto`, as classes.
+"""The messages of the .proto files beside it, as classes.
 
 They live in a descriptor pool of their own. The default pool of a process holds each name once,
 and `inference.ModelInferRequest` is what tritonclient, kserve and others register there, each in
@@ -8,7 +8,7 @@ its own version: whoever comes second fails, so none of ours may be among them.
 
     .venv/bin/python -m grpc_tools.protoc --proto_path=src/headrace/transport/oip_grpc \
         --include_imports --descriptor_set_out=src/headrace/transport/oip_grpc/schema.binpb \
-        inference.proto health.proto
+        inference.proto health.proto reflection.proto reflection_v1alpha.proto
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from headrace.domain.errors import InvalidRequest
 
 INFERENCE: Final = "inference.GRPCInferenceService"
 HEALTH: Final = "grpc.health.v1.Health"
+REFLECTION: Final = "grpc.reflection.v1.ServerReflection"
+REFLECTION_V1ALPHA: Final = "grpc.reflection.v1alpha.ServerReflection"
 
 
 def _load() -> DescriptorPool:
@@ -55,6 +57,7 @@ ModelMetadataRequest: Final = _message("inference.ModelMetadataRequest")
 ModelMetadataResponse: Final = _message("inference.ModelMetadataResponse")
 ModelInferRequest: Final = _message("inference.ModelInferRequest")
 ModelInferResponse: Final = _message("inference.ModelInferResponse")
+ModelStreamInferResponse: Final = _message("inference.ModelStreamInferResponse")
 ModelConfigRequest: Final = _message("inference.ModelConfigRequest")
 ModelConfigResponse: Final = _message("inference.ModelConfigResponse")
 ModelStatisticsRequest: Final = _message("inference.ModelStatisticsRequest")
@@ -67,6 +70,8 @@ RepositoryModelUnloadRequest: Final = _message("inference.RepositoryModelUnloadR
 RepositoryModelUnloadResponse: Final = _message("inference.RepositoryModelUnloadResponse")
 HealthCheckRequest: Final = _message("grpc.health.v1.HealthCheckRequest")
 HealthCheckResponse: Final = _message("grpc.health.v1.HealthCheckResponse")
+ReflectionRequest: Final = _message("grpc.reflection.v1.ServerReflectionRequest")
+ReflectionResponse: Final = _message("grpc.reflection.v1.ServerReflectionResponse")
 
 
 def parse(kind: Any, data: bytes) -> Any:

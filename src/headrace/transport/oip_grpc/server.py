@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 # child processes are started while it runs, which it would comment on in the log, each time
@@ -16,12 +17,24 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
-from headrace.domain.errors import InvalidSettings
+from headrace.domain.errors import InvalidSettings, ShuttingDown
 from headrace.transport.http.limits import HttpLimits
 from headrace.transport.http.server import bind
-from headrace.transport.oip_grpc.messages import GrpcRequest, Handler
-from headrace.transport.status import GrpcStatus
+from headrace.transport.oip_grpc.messages import (
+    GrpcAnswer,
+    GrpcRequest,
+    GrpcStream,
+    Handler,
+    StreamHandler,
+)
+from headrace.transport.status import GrpcStatus, grpc_status
 
+#: How answers are compressed, where the client takes that; else by what it does take, or not.
+Compression: TypeAlias = Literal["none", "gzip", "deflate"]
+
+# A level, since the library compares that with what the client takes, which it does not do with
+# an algorithm: its lowest level prefers gzip, its highest deflate.
+_LEVELS: Final[Mapping[Compression, int]] = {"none": 0, "gzip": 1, "deflate": 3}
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -35,20 +48,27 @@ class GrpcServer:
 
     @classmethod
     async def listen(
-        cls, handlers: Mapping[str, Handler], *, address: tuple[str, int], limits: HttpLimits
+        cls,
+        handlers: Mapping[str, Handler],
+        streams: Mapping[str, StreamHandler],
+        *,
+        address: tuple[str, int],
+        limits: HttpLimits,
+        compression: Compression = "none",
     ) -> GrpcServer:
-        """Bind and accept at once; `handlers` are by path, "/package.Service/Method".
+        """Bind and accept at once; handlers are by path, "/package.Service/Method".
 
         Raises:
             InvalidSettings: the address is taken, not ours, or not to be had.
         """
-        methods = _Methods(handlers)
+        methods = _Methods(handlers, streams)
         server = grpc.aio.server(
             handlers=[methods],
             options=[
                 ("grpc.max_receive_message_length", limits.max_body_bytes),  # also decompressed
                 ("grpc.max_metadata_size", limits.max_head_bytes),
                 ("grpc.absolute_max_metadata_size", limits.max_head_bytes),
+                ("grpc.default_compression_level", _LEVELS[compression]),
                 ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
             ],
         )
@@ -65,7 +85,7 @@ class GrpcServer:
         return cls(server, methods, (host, port))
 
     async def drain(self, grace_s: float) -> bool:
-        """Refuse what is new, answer what is under way, then close.
+        """Refuse what is new, answer what is under way, then close; idle streams end at once.
 
         Whoever is not done after `grace_s` seconds is cut off; False then.
         """
@@ -77,6 +97,7 @@ class GrpcServer:
             cut_off = self._methods.under_way
 
         timer = loop.call_later(grace_s, look)
+        self._methods.drain()
         await self._server.stop(grace_s)
         timer.cancel()
         return not cut_off
@@ -85,37 +106,142 @@ class GrpcServer:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library ships no types
     """The table that the library asks for each request."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self.under_way = 0  # requests that their handlers have not answered
+    def __init__(
+        self, handlers: Mapping[str, Handler], streams: Mapping[str, StreamHandler]
+    ) -> None:
+        self._unary = 0
+        self._streams: set[_Stream] = set()
+        self._draining = False
         # without (de)serialisers messages stay bytes: a malformed one is then ours to answer
         self._table = {
             path: grpc.unary_unary_rpc_method_handler(partial(self._serve, handler))
             for path, handler in handlers.items()
         }
+        self._table |= {
+            path: grpc.stream_stream_rpc_method_handler(partial(self._serve_stream, handler))
+            for path, handler in streams.items()
+        }
+
+    @property
+    def under_way(self) -> int:
+        """Requests that their handlers have not answered."""
+        return self._unary + sum(stream.under_way for stream in self._streams)
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a path; None is answered UNIMPLEMENTED."""
         return self._table.get(handler_call_details.method)
 
+    def drain(self) -> None:
+        """End each stream as soon as nothing is under way on it."""
+        self._draining = True
+        for stream in self._streams:
+            stream.drain()
+
     async def _serve(self, handler: Handler, message: bytes, context: Any) -> bytes:
-        self.under_way += 1
+        self._unary += 1
         try:
-            left_s = context.time_remaining()
             answer = await handler(
                 GrpcRequest(
                     _headers(context.invocation_metadata()),
                     message,
-                    math.inf if left_s is None else left_s,
+                    _timeout_s(context),
                     _address(context.peer()),
                 )
             )
         finally:
-            self.under_way -= 1
-        context.set_trailing_metadata(answer.trailers)
-        if answer.status is not GrpcStatus.OK:
-            context.set_code(_CODES[answer.status])
-            context.set_details(answer.details)
+            self._unary -= 1
+        _conclude(context, answer)
         return answer.message
+
+    async def _serve_stream(self, handler: StreamHandler, _: Any, context: Any) -> None:
+        stream = _Stream(context)
+        self._streams.add(stream)
+        if self._draining:
+            stream.drain()
+        try:
+            answer = await stream.serve(handler)
+        finally:
+            self._streams.discard(stream)
+        _conclude(context, answer)
+
+
+class _Stream:
+    """One streaming request, in the library's terms."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._task = asyncio.current_task()
+        self._writing = asyncio.Lock()  # the library takes one message at a time
+        self._draining = False
+        self._ended = False
+        self._stream = GrpcStream(
+            _headers(context.invocation_metadata()),
+            self._messages(),
+            self._send,
+            timeout_s=_timeout_s(context),
+            peer=_address(context.peer()),
+            on_idle=self._look,
+        )
+
+    @property
+    def under_way(self) -> int:
+        return self._stream.under_way
+
+    def drain(self) -> None:
+        self._draining = True
+        self._look()
+
+    async def serve(self, handler: StreamHandler) -> GrpcAnswer:
+        try:
+            return await handler(self._stream)
+        except asyncio.CancelledError:
+            task = self._task
+            # the client may have gone in the same moment, and then nobody reads a status
+            if not self._ended or task is None or task.uncancel():
+                raise
+            error = ShuttingDown("this server is shutting down: open a new stream")
+            return GrpcAnswer(
+                status=grpc_status(error),
+                details=error.message,
+                trailers=(("x-error-code", error.code),),
+            )
+
+    def _look(self) -> None:
+        if self._draining and not self._ended and not self._stream.under_way:
+            self._ended = True
+            if self._task is not None:
+                self._task.cancel()
+
+    async def _messages(self) -> AsyncIterator[bytes]:
+        with _gone():
+            while (message := await self._context.read()) is not grpc.aio.EOF:
+                yield message
+
+    async def _send(self, message: bytes) -> None:
+        async with self._writing:
+            with _gone():
+                await self._context.write(message)
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """Tell in one way that the client has gone, of which the task may hear a little later."""
+    try:
+        yield
+    except grpc.aio.BaseError as error:
+        raise asyncio.CancelledError from error
+
+
+def _timeout_s(context: Any) -> float:
+    left_s: float | None = context.time_remaining()
+    return math.inf if left_s is None else left_s
+
+
+def _conclude(context: Any, answer: GrpcAnswer) -> None:
+    context.set_trailing_metadata(answer.trailers)
+    if answer.status is not GrpcStatus.OK:
+        context.set_code(_CODES[answer.status])
+        context.set_details(answer.details)
 
 
 def _headers(metadata: Sequence[tuple[str, str | bytes]]) -> dict[bytes, bytes]:

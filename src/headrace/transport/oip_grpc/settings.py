@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -20,3 +22,8 @@ class GrpcClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     keepalive_timeout_s: float = 5.0
     #: Largest answer in bytes, before and after decompression.
     max_answer_bytes: int = 256 * 1024 * 1024
+    #: Whether endpoints are told, as the request's parameter `timeout`, how many microseconds are
+    #: left, beside the deadline of gRPC: Triton ends by it what waits in its queue.
+    send_timeout: bool = True
+    #: How requests are compressed. What endpoints answer is decompressed in any case.
+    compression: Literal["none", "gzip", "deflate"] = "none"

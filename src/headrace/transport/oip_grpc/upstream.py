@@ -6,10 +6,11 @@ triton-inference-server/core `src/model_repository_manager/`.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 # as in server.py: child processes are started while it runs, and the log is not the library's
@@ -32,24 +33,57 @@ from headrace.domain.errors import (
     why,
 )
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.ports.inference import Responses
+from headrace.ports.remote_models import RemoteModels
 from headrace.ports.upstream import Site
 from headrace.transport.hops import HEADER, hop
-from headrace.transport.oip_grpc import schema
-from headrace.transport.oip_grpc.reply import GrpcReply
+from headrace.transport.model_reports import MAX_REPORT_BYTES
+from headrace.transport.oip_grpc import answers, schema
+from headrace.transport.oip_grpc.answers import one_line
+from headrace.transport.oip_grpc.remote_models import METHODS, GrpcModels
+from headrace.transport.oip_grpc.reply import GrpcReply, no_answer
 from headrace.transport.oip_grpc.request import encode
 from headrace.transport.oip_grpc.settings import GrpcClientSettings
+from headrace.transport.triton_words import meaning
 
 _INFER: Final = f"/{schema.INFERENCE}/ModelInfer"
+_STREAM: Final = f"/{schema.INFERENCE}/ModelStreamInfer"
 _SERVER_READY: Final = f"/{schema.INFERENCE}/ServerReady"
 _MODEL_READY: Final = f"/{schema.INFERENCE}/ModelReady"
-_MAX_TEXT_BYTES: Final = 1024  # of what an endpoint says and a client is told
+_UNARY: Final = (
+    _INFER,
+    _SERVER_READY,
+    _MODEL_READY,
+    *(f"/{schema.INFERENCE}/{method}" for method in METHODS),
+)
+#: Asks Triton to end a stream with the status of its error; others know nothing of it.
+_STRICT: Final = ("triton_grpc_error", "true")
 _MAX_PUSHBACK_DIGITS: Final = 9
 _MAX_METADATA_BYTES: Final = 64 * 1024
 _READY: Final = grpc.ChannelConnectivity.READY
 _Code: Final = grpc.StatusCode
+_COMPRESSION: Final = {
+    "none": grpc.Compression.NoCompression,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
+_SERVICE_CONFIG: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": schema.INFERENCE, "method": method} for method in METHODS],
+                "maxResponseMessageBytes": MAX_REPORT_BYTES,
+            }
+        ]
+    }
+)
 
+#: Statuses under which Triton says what others do not tell.
+_TELLING: Final = frozenset({_Code.INVALID_ARGUMENT, _Code.UNAVAILABLE, _Code.INTERNAL})
 #: What the library says where no connection could be made.
 _UNREACHED: Final = "failed to connect to all addresses"
+
+Metadata: TypeAlias = Sequence[tuple[str, str]]
 
 
 class GrpcUpstream:
@@ -76,6 +110,7 @@ class GrpcUpstream:
         self._credentials = credentials
         self._channels: list[_Channel] = []
         self._closed = False
+        self._models = GrpcModels(self._ask)
 
     @property
     def connections(self) -> int:
@@ -87,15 +122,53 @@ class GrpcUpstream:
         """Requests that wait for a connection."""
         return sum(channel.busy for channel in self._channels if not channel.connected)
 
+    @property
+    def models(self) -> RemoteModels:
+        """See Upstream.models."""
+        return self._models
+
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        metadata = [("x-request-id", call.request_id), (HEADER, str(hop(call)))]
-        if call.trace is not None:
-            metadata.append(("traceparent", call.trace.traceparent))
-            if call.trace.tracestate:
-                metadata.append(("tracestate", call.trace.tracestate))
-        body = await self._ask(_INFER, encode(request), call.deadline, metadata)
-        reply = GrpcReply(body)
-        return InferResponse(request.model, reply.version or request.version, [], reply=reply)
+        """See Upstream. `run_s` of the answer is the whole time that the endpoint took."""
+        begun = self._clock()
+        message = encode(request, self._left_us(call, begun))
+        body = await self._ask(_INFER, message, call.deadline, _about(call))
+        return self._response(request, GrpcReply(body), begun)
+
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        """See Upstream.stream: one call of ModelStreamInfer, whose end is the stream's.
+
+        Each response is read when it is asked for. Servers that do not tell which response is the
+        last give none that is `final`. One that has no streams is asked as by `infer`.
+        """
+        begun = self._clock()
+        message = encode(request, self._left_us(call, begun))
+        left_s = self._left_s(call.deadline)
+        channel = self._least_busy()
+        channel.busy += 1
+        rpc = channel.open(message, left_s, [*_about(call), _STRICT])
+        count, ended = 0, False
+        try:
+            while (answer := await rpc.read()) is not grpc.aio.EOF:
+                if ended:
+                    raise no_answer("a response behind the final one")
+                count += 1
+                reply = answers.read(answer)
+                response = self._response(request, reply, begun)
+                ended = response.final = reply.final
+                yield response
+        except grpc.aio.AioRpcError as error:
+            if ended:  # nothing is missing
+                return
+            if count or not _has_no_streams(error):
+                raise _translated(error) from error
+        else:
+            return
+        finally:
+            rpc.cancel()  # whatever ended this, the endpoint is told; of what is over it is nothing
+            channel.busy -= 1
+            if self._closed:
+                await self._drop_idle(channel)
+        yield await self.infer(request, call)
 
     async def unready(self, model: str, version: str, deadline: float) -> str:
         path, kind = _SERVER_READY, schema.ServerReadyResponse
@@ -104,7 +177,7 @@ class GrpcUpstream:
             path, kind = _MODEL_READY, schema.ModelReadyResponse
             message = schema.ModelReadyRequest(name=model, version=version).SerializeToString()
         try:
-            ready: bool = schema.parse(kind, await self._ask(path, message, deadline, [])).ready
+            ready: bool = schema.parse(kind, await self._ask(path, message, deadline)).ready
         except HeadraceError as error:
             return why(error)
         return "" if ready else "it says that it is not"
@@ -115,13 +188,9 @@ class GrpcUpstream:
             await self._drop_idle(channel)
 
     async def _ask(
-        self, path: str, message: bytes, deadline: float, metadata: list[tuple[str, str]]
+        self, path: str, message: bytes, deadline: float, metadata: Metadata = ()
     ) -> bytes:
-        left_s = deadline - self._clock()
-        if left_s <= 0:
-            raise _late()
-        if self._closed:
-            raise _failed("the endpoint is no longer asked", "its upstream was closed")
+        left_s = self._left_s(deadline)
         channel = self._least_busy()
         channel.busy += 1
         try:
@@ -132,6 +201,30 @@ class GrpcUpstream:
             channel.busy -= 1
             if self._closed:
                 await self._drop_idle(channel)
+
+    def _left_s(self, deadline: float) -> float:
+        """The time left. Raises EndpointTimeout, and EndpointFailed where this was closed."""
+        left_s = deadline - self._clock()
+        if left_s <= 0:
+            raise _late()
+        if self._closed:
+            raise _failed("the endpoint is no longer asked", "its upstream was closed")
+        return left_s
+
+    def _left_us(self, call: Call, now: float) -> int:
+        """What an endpoint is told of the time left; 0 where it is told nothing."""
+        if call.deadline == math.inf or not self._settings.send_timeout:
+            return 0
+        return max(int((call.deadline - now) * 1e6), 1)
+
+    def _response(self, request: InferRequest, reply: GrpcReply, begun: float) -> InferResponse:
+        return InferResponse(
+            request.model,
+            reply.version or request.version,
+            [],
+            run_s=self._clock() - begun,
+            reply=reply,
+        )
 
     def _least_busy(self) -> _Channel:
         channel = min(self._channels, key=_busy, default=None)
@@ -149,14 +242,14 @@ class GrpcUpstream:
 class _Channel:
     """One connection of the library's, and how many requests are under way on it."""
 
-    __slots__ = ("_channel", "_methods", "busy")
+    __slots__ = ("_channel", "_methods", "_stream", "busy")
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         # without (de)serialisers messages stay bytes
-        self._methods = {
-            path: channel.unary_unary(path) for path in (_INFER, _SERVER_READY, _MODEL_READY)
-        }
+        self._methods = {path: channel.unary_unary(path) for path in _UNARY}
+        # one request, then an end from this side: on the wire, that is what a stream of one is
+        self._stream = channel.unary_stream(_STREAM)
         self.busy = 0
 
     @property
@@ -164,14 +257,17 @@ class _Channel:
         state = self._channel.get_state()
         return state is _READY
 
-    async def ask(
-        self, path: str, message: bytes, timeout_s: float, metadata: list[tuple[str, str]]
-    ) -> bytes:
+    async def ask(self, path: str, message: bytes, timeout_s: float, metadata: Metadata) -> bytes:
         """Raises AioRpcError. Cancelled where it waits, it cancels the RPC."""
         timeout = None if timeout_s == math.inf else timeout_s
         # awaits the library's own task, which is a future to whoever has no task
         body: bytes = await self._methods[path](message, timeout=timeout, metadata=metadata)
         return body
+
+    def open(self, message: bytes, timeout_s: float, metadata: Metadata) -> Any:
+        """Begin a stream, whose `read` raises AioRpcError and may be awaited without a task."""
+        timeout = None if timeout_s == math.inf else timeout_s
+        return self._stream(message, timeout=timeout, metadata=metadata)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -207,6 +303,7 @@ def _connect(
         ("grpc.use_local_subchannel_pool", 1),  # else equal channels would share a connection
         ("grpc.enable_http_proxy", 0),  # which could reach what is not allowed
         ("grpc.enable_retries", 0),  # the router's alone
+        ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.max_send_message_length", -1),  # what came in was within its limit
         ("grpc.max_receive_message_length", settings.max_answer_bytes),
         # an error's text is metadata; of what is over the lower limit, chance refuses a part
@@ -221,26 +318,47 @@ def _connect(
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
     ]
+    compression = _COMPRESSION[settings.compression]
     if not site.secure:
-        return grpc.aio.insecure_channel(target, options)
-    return grpc.aio.secure_channel(target, credentials or grpc.ssl_channel_credentials(), options)
+        return grpc.aio.insecure_channel(target, options, compression)
+    chosen = credentials or grpc.ssl_channel_credentials()
+    return grpc.aio.secure_channel(target, chosen, options, compression)
+
+
+def _about(call: Call) -> list[tuple[str, str]]:
+    """What goes beside a request."""
+    metadata = [("x-request-id", call.request_id), (HEADER, str(hop(call)))]
+    if call.trace is not None:
+        metadata.append(("traceparent", call.trace.traceparent))
+        if call.trace.tracestate:
+            metadata.append(("tracestate", call.trace.tracestate))
+    return metadata
+
+
+def _has_no_streams(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server lacks the method, in the words of gRPC's C++ and Python, Go and Java."""
+    text = (error.details() or "").lower()
+    return error.code() is _Code.UNIMPLEMENTED and (
+        not text or text.startswith(("method not ", "unknown method", "unknown service"))
+    )
 
 
 def _translated(error: grpc.aio.AioRpcError) -> HeadraceError:
     """What a status of an endpoint means here; the library has statuses of its own making."""
     code, text = error.code(), error.details() or ""
     retry_after_s = _retry_after_s(error)
+    if code in _TELLING and (meant := meaning(one_line(text))) is not None:
+        meant.retry_after_s = retry_after_s
+        return meant
     match code:
         case _Code.DEADLINE_EXCEEDED:
             return _late()
         case _Code.INVALID_ARGUMENT | _Code.OUT_OF_RANGE:
-            return InvalidRequest(_shown(text) or "the endpoint refused the request as invalid")
+            return InvalidRequest(one_line(text) or "the endpoint refused the request as invalid")
         case _Code.NOT_FOUND:
-            return UnknownModel(_shown(text) or "the endpoint does not know the model")
-        case _Code.UNAVAILABLE if _is_unknown_model(text):
-            return UnknownModel(_shown(text))
+            return UnknownModel(one_line(text) or "the endpoint does not know the model")
         case _Code.UNIMPLEMENTED:
-            return Unsupported(_shown(text) or "the endpoint does not offer this")
+            return Unsupported(one_line(text) or "the endpoint does not offer this")
         case _Code.RESOURCE_EXHAUSTED if _is_answer_too_large(text):
             return _failed("the endpoint's answer is too large", text)
         case _Code.RESOURCE_EXHAUSTED if _is_too_large(text):
@@ -272,11 +390,6 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
     return int(value) / 1000 if value.isascii() and value.isdigit() else None
 
 
-def _is_unknown_model(text: str) -> bool:
-    # Older Tritons' answer, which also begins so where a model is only not ready yet
-    return text.startswith("Request for unknown model") and text.endswith("is not found")
-
-
 def _is_answer_too_large(text: str) -> bool:
     """Whether the library itself says so, here or in a proxy's client."""
     return "CLIENT: Received message larger" in text or "metadata size exceeds" in text
@@ -286,11 +399,6 @@ def _is_too_large(text: str) -> bool:
     """Whether a refusal is about the message's size: in the words of gRPC's C++, Go and Java."""
     lower = text.lower()
     return "message larger than max" in lower or "message exceeds maximum size" in lower
-
-
-def _shown(text: str) -> str:
-    cut = text.encode(errors="replace")[:_MAX_TEXT_BYTES].decode(errors="ignore")
-    return "".join(c if c.isprintable() else " " for c in cut).strip()
 
 
 def _busy(channel: _Channel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 from headrace.domain.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32  # told apart by the header
+_HERE_BELOW_BYTES: Final = 1024
 _LEVEL: Final = 1  # tensors gain little from more, and the time is the server's
 
 
@@ -40,6 +42,14 @@ def decompress(body: bytes, coding: bytes, limit: int) -> bytes:
         msg = f"the request body is not one whole {name.decode()} stream"
         raise InvalidRequest(msg)
     return decoded
+
+
+async def decompressed(body: bytes, coding: bytes, limit: int) -> bytes:
+    """The same, off the event loop where it may take a while."""
+    if len(body) <= _HERE_BELOW_BYTES:
+        return decompress(body, coding, limit)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, decompress, body, coding, limit)
 
 
 def choose(accept_encoding: bytes) -> bytes | None:

@@ -12,9 +12,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from headrace.domain.errors import InvalidRequest, PayloadTooLarge, UnknownModel, Unsupported
 from headrace.domain.names import require_name
-from headrace.ports.model_control import ModelControl, ModelDescription
+from headrace.ports.model_control import ModelControl
 from headrace.transport.access import (
     ANY,
     OPERATE,
@@ -39,6 +39,7 @@ EXTENSIONS: Final = (
     "model_configuration",
     "binary_tensor_data",
     "parameters",
+    "generate",
     "statistics",
     "trace",
     "logging",
@@ -55,13 +56,11 @@ class ControlWire:
         *,
         version: str,
         ready: Callable[[], bool],
-        config_json: Callable[[ModelDescription], Mapping[str, Any]],
         timelines: RequestTimelines,
     ) -> None:
         self._models = models
         self._version = version
         self._ready = ready
-        self._config_json = config_json
         self._timelines = timelines
         self._log_level = LogLevel()
 
@@ -114,14 +113,14 @@ class ControlWire:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
-        model = await self._of(request).describe(*_names(request))
+        model = await self._of(request).metadata(*_names(request))
         return JSONResponse(
             {
                 "name": model.name,
                 "versions": list(model.versions),
                 "platform": model.platform,
-                "inputs": [_tensor(spec) for spec in model.signature.inputs],
-                "outputs": [_tensor(spec) for spec in model.signature.outputs],
+                "inputs": [_tensor(spec) for spec in model.inputs],
+                "outputs": [_tensor(spec) for spec in model.outputs],
             }
         )
 
@@ -133,7 +132,7 @@ class ControlWire:
         return JSONResponse({"name": name, "ready": True})
 
     async def _config(self, request: Request) -> Response:
-        return JSONResponse(self._config_json(await self._of(request).describe(*_names(request))))
+        return JSONResponse(dict(await self._of(request).config(*_names(request))))
 
     async def _statistics(self, request: Request) -> Response:
         name, version = _names(request) if "model" in request.path_params else ("", "")
@@ -145,7 +144,8 @@ class ControlWire:
         if type(only_ready) is not bool:
             msg = "ready: expected true or false"
             raise InvalidRequest(msg)
-        entries = [e for e in self._of(request).index() if not only_ready or e.state == "READY"]
+        index = await self._of(request).index()
+        entries = [e for e in index if not only_ready or e.state == "READY"]
         return JSONResponse(
             [
                 {"name": e.name, "version": e.version, "state": e.state, "reason": e.reason}
@@ -181,10 +181,10 @@ class ControlWire:
         return Response()
 
     async def _get_trace(self, request: Request) -> Response:
-        return JSONResponse(self._timelines.get(await self._traced_model(request)))
+        return JSONResponse(self._timelines.get(self._traced_model(request)))
 
     async def _set_trace(self, request: Request) -> Response:
-        model = await self._traced_model(request)
+        model = self._traced_model(request)
         return JSONResponse(self._timelines.update(await _json(request), model))
 
     async def _get_logging(self, _: Request) -> Response:
@@ -196,11 +196,14 @@ class ControlWire:
     def _of(self, request: Request) -> ModelControl:
         return self._models.of(caller_of(request.scope).tenant)
 
-    async def _traced_model(self, request: Request) -> str:
+    def _traced_model(self, request: Request) -> str:
         if "model" not in request.path_params:
             return ""
         name, _ = _names(request)
-        return (await self._of(request).describe(name)).name
+        obstacle = self._of(request).obstacle(name)
+        if isinstance(obstacle, UnknownModel):
+            raise obstacle
+        return name
 
 
 def _names(request: Request) -> tuple[str, str]:

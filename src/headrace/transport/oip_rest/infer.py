@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from typing import Final, NoReturn
 from urllib.parse import unquote_to_bytes
 
-from headrace.domain.calls import UNKNOWN, Call, Principal
+from headrace.domain.calls import UNKNOWN, Call
 from headrace.domain.errors import HeadraceError, InvalidRequest
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.names import require_name
@@ -21,12 +20,12 @@ from headrace.ports.inference import InferenceService
 from headrace.telemetry.access_log import Access, AccessLog
 from headrace.telemetry.api_requests import OK, ApiRequests
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.call_headers import read_background, read_request_id, read_trace
+from headrace.transport.call_headers import read_call, read_request_id
 from headrace.transport.client_address import ClientAddress
 from headrace.transport.dialect import INTERNAL
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse
 from headrace.transport.limit_headers import limit_lines
-from headrace.transport.oip_rest.compression import choose, compress, decompress
+from headrace.transport.oip_rest.compression import choose, compress, decompressed
 from headrace.transport.oip_rest.errors import error_response
 from headrace.transport.oip_rest.payload import RestPayload
 from headrace.transport.oip_rest.reply import RestReply
@@ -45,7 +44,6 @@ _TARGETS_KEPT: Final = 4096
 _TARGET_BYTES_KEPT: Final = 512
 _COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost more than is saved
 _HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop
-_MAX_TIMEOUT_S: Final = 1e9
 _UNSENT: Final = HttpResponse(500, b"")
 # of the whole time, how much the model ran, and how much the platform added to that
 _LINES: Final = b"%b%bserver-timing: model;dur=%.3f, platform;dur=%.3f\r\nx-request-id: %b\r\n"
@@ -107,7 +105,14 @@ class InferWire:
             if odd_name:
                 _refuse(odd_name)
             if b"traceparent" in headers or b"request-timeout" in headers or b"priority" in headers:
-                call = self._call(headers, received, request_id, principal, address)
+                call = read_call(
+                    headers,
+                    self._ids,
+                    received=received,
+                    request_id=request_id,
+                    principal=principal,
+                    address=address,
+                )
                 if call.trace is not None:
                     trace_id = call.trace.trace_id
             else:
@@ -167,38 +172,8 @@ class InferWire:
                 )
         return answer
 
-    def _call(
-        self,
-        headers: dict[bytes, bytes],
-        received: float,
-        request_id: str,
-        principal: Principal,
-        address: str,
-    ) -> Call:
-        deadline = math.inf
-        timeout = headers.get(b"request-timeout")
-        if timeout is not None:
-            deadline = received + _seconds(timeout)
-        trace = read_trace(headers, self._ids)
-        return Call(
-            request_id,
-            principal,
-            received,
-            deadline,
-            trace=trace,
-            address=address,
-            batch=read_background(headers),
-            headers=headers,
-        )
-
     async def _unpack(self, payload: RestPayload, coding: bytes) -> None:
-        if len(payload.body) <= _HERE_BELOW_BYTES // 4:
-            payload.received = decompress(payload.body, coding, self._max_body_bytes)
-            return
-        loop = asyncio.get_running_loop()
-        payload.received = await loop.run_in_executor(
-            None, decompress, payload.body, coding, self._max_body_bytes
-        )
+        payload.received = await decompressed(payload.body, coding, self._max_body_bytes)
 
     async def _compressed(
         self, accepted: bytes, lines: bytes, body: Sequence[bytes | memoryview]
@@ -266,14 +241,3 @@ def _header_length(headers: dict[bytes, bytes]) -> int:
         msg = "Inference-Header-Content-Length must be a whole number of bytes within the body"
         raise InvalidRequest(msg)
     return int(value)
-
-
-def _seconds(value: bytes) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= _MAX_TIMEOUT_S:
-        msg = "Request-Timeout must be a number of seconds >= 0"
-        raise InvalidRequest(msg)
-    return seconds

@@ -71,6 +71,16 @@ class RestPayload(msgspec.Struct, gc=False):
     received: bytes | list[bytes | memoryview]  # a large one in the parts that came
     header_length: int | None = None
     _request: _Request | None = None  # its tensors' data is still text
+    _bare: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """Whether `parameters` found that the request has no such key.
+
+        But for one that is written with escapes, where nothing was decoded to tell.
+        """
+        request = self._request
+        return self._bare or (request is not None and request.parameters is msgspec.UNSET)
 
     @property
     def body(self) -> bytes:
@@ -88,10 +98,13 @@ class RestPayload(msgspec.Struct, gc=False):
 
     def parameters(self) -> Parameters:
         """The request's own parameters; decodes nothing where the body cannot have any."""
+        if self._bare:
+            return NO_PARAMETERS
         request = self._request
         if request is None:
             text = self.body if self.header_length is None else self.text()
             if b'"parameters"' not in text:
+                self._bare = True
                 return NO_PARAMETERS
             self._request = request = _checked(text)
         return request.parameters or NO_PARAMETERS

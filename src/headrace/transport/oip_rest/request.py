@@ -8,10 +8,14 @@ import orjson
 
 from headrace.domain.binary import to_binary
 from headrace.domain.tensors import RAW, InferContent, RequestedOutput
+from headrace.transport.time_left import shorter
 
 
-def encode(content: InferContent) -> tuple[int, list[bytes | memoryview]]:
-    """The length of the JSON in bytes, and the body's parts. Outputs are asked for in binary."""
+def encode(content: InferContent, left_us: int = 0) -> tuple[int, list[bytes | memoryview]]:
+    """The length of the JSON in bytes, and the body's parts. Outputs are asked for in binary.
+
+    `left_us` is the time that the endpoint has, in microseconds; 0 where there is no deadline.
+    """
     if content.inputs and content.inputs[0].datatype == RAW:  # the bytes of the only input
         return 0, [content.inputs[0].array.data]
     inputs: list[dict[str, Any]] = []
@@ -31,6 +35,8 @@ def encode(content: InferContent) -> tuple[int, list[bytes | memoryview]]:
         "inputs": inputs,
         "parameters": {**content.parameters, "binary_data_output": True},
     }
+    if left_us:
+        document["parameters"]["timeout"] = shorter(content.parameters.get("timeout"), left_us)
     if content.id:
         document["id"] = content.id
     if content.outputs is not None:

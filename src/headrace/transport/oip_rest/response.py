@@ -44,7 +44,7 @@ def encode(
             entry["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
         else:
-            entry["data"] = _data(tensor)
+            entry["data"] = in_json(tensor)
         outputs.append(entry)
     document: dict[str, Any] = {
         "model_name": response.model,
@@ -67,7 +67,12 @@ def _binary_names(content: InferContent) -> Sequence[str] | None:
     return [output.name for output in content.outputs if output.binary]
 
 
-def _data(tensor: Tensor) -> Any:
+def in_json(tensor: Tensor) -> Any:
+    """The elements of an output as orjson takes them, flat, row-major.
+
+    Raises:
+        InvalidRequest: JSON cannot hold them.
+    """
     if tensor.datatype == "BYTES":
         try:
             return [element.decode() for element in tensor.array.ravel().tolist()]

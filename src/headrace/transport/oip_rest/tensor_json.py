@@ -24,7 +24,7 @@ _ELEMENTS: Final[dict[str, Any]] = {
     "float": list[float],
     "bytes": list[str],
 }
-_DECODE: Final[dict[str, Callable[[msgspec.Raw], list[Any]]]] = {
+_DECODE: Final[dict[str, Callable[[bytes | msgspec.Raw], list[Any]]]] = {
     kind: msgspec.json.Decoder(elements).decode for kind, elements in _ELEMENTS.items()
 }
 _NESTED: Final = re.compile(rb"\s*\[\s*\[")
@@ -73,6 +73,24 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: msgspec.Raw) 
         raise InvalidRequest(msg)
     array = _array(name, kind, elements)
     return array if len(shape) == 1 else shaped(name, array, shape)
+
+
+def list_from_json(name: str, datatype: str, raw: bytes | msgspec.Raw) -> Array:
+    """Decode a flat list for input `name`, of a datatype that JSON has; shape [elements].
+
+    Raises:
+        InvalidRequest: an element is not of the datatype.
+    """
+    kind = DATATYPES[datatype]
+    try:
+        elements = _DECODE[kind.kind](raw)
+    except msgspec.ValidationError as error:
+        msg = f"input '{name}' is {datatype}: {error}"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"input '{name}': {error}"
+    else:
+        return _array(name, kind, elements)
+    raise InvalidRequest(msg)
 
 
 def _array(name: str, kind: Datatype, elements: list[Any]) -> Array:

@@ -6,44 +6,32 @@ decoded here. What came over another wire is written anew, with binary tensors.
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from collections.abc import Callable, Sequence
 from typing import Final
-from urllib.parse import quote
-
-import msgspec
 
 from headrace.domain.calls import Call
 from headrace.domain.catalog import Endpoint
-from headrace.domain.errors import (
-    EndpointBusy,
-    EndpointFailed,
-    HeadraceError,
-    InvalidRequest,
-    PayloadTooLarge,
-    UnknownModel,
-    Unsupported,
-    UnsupportedMediaType,
-    why,
-)
+from headrace.domain.errors import HeadraceError, PayloadTooLarge, Unsupported, why
 from headrace.domain.inference import InferRequest, InferResponse
+from headrace.ports.inference import Responses
+from headrace.ports.remote_models import RemoteModels
 from headrace.ports.upstream import Site
 from headrace.transport.hops import HEADER, hop
-from headrace.transport.http.client.exchange import Answer
+from headrace.transport.http.client.exchange import Answer, broken
 from headrace.transport.http.client.pool import ClientPool
+from headrace.transport.oip_rest.compression import compress, decompress
+from headrace.transport.oip_rest.locator import Locator
 from headrace.transport.oip_rest.payload import RestPayload
+from headrace.transport.oip_rest.refusal import refusal
+from headrace.transport.oip_rest.remote_models import RestModels
 from headrace.transport.oip_rest.reply import read
 from headrace.transport.oip_rest.request import encode
+from headrace.transport.oip_rest.timeout import with_timeout
+from headrace.transport.triton_words import DECOUPLED
 
 _PREFIXES_KEPT: Final = 4096
-_DEFAULT_PORTS: Final = {False: 80, True: 443}
-_MAX_WAIT_S: Final = 86_400.0  # of a Retry-After; more tells nothing
-_MAX_DIGITS: Final = 9
-_ERROR_BYTES: Final = 64 * 1024  # of a body that is looked into for a sentence
-_SENTENCE_CHARS: Final = 1024
 _OK: Final = 200
 _JSON: Final = b"content-type: application/json\r\n"
 _BINARY: Final = (
@@ -53,21 +41,12 @@ _LINES: Final = b"%bcontent-length: %d\r\nx-request-id: %b\r\n"
 _HOP: Final = HEADER.encode() + b": %d\r\n\r\n"
 _FIRST_HOP: Final = _HOP % 1
 _TIMED_LINES: Final = _LINES + b"request-timeout: %.3f\r\n"
-#: Of the statuses 4xx, those that are about this platform or the endpoint's own set-up.
-_OURS: Final = frozenset({401, 402, 403, 405, 407, 408, 421, 425, 426})
-_CLIENTS: Final[Mapping[int, type[HeadraceError]]] = {
-    404: UnknownModel,
-    413: PayloadTooLarge,
-    415: UnsupportedMediaType,
-    501: Unsupported,
-}
-
-
-class _Error(msgspec.Struct, gc=False):
-    error: str = ""
-
-
-_decode_error: Final = msgspec.json.Decoder(_Error).decode
+_CODED: Final = b"content-encoding: %b\r\n"
+_COMPRESS_FROM_BYTES: Final = 1024  # below it headers and processor time cost more than is saved
+_HERE_BELOW_BYTES: Final = 4096  # coding of larger bodies leaves the event loop
+_NO_STREAM: Final = (
+    "; over REST this endpoint answers once: give its gRPC address, too (`grpc_url`), for streams"
+)
 
 
 class RestUpstream:
@@ -86,10 +65,11 @@ class RestUpstream:
         self._pool = pool
         self._clock = clock
         self._wall_clock = wall_clock
-        self._path = quote(site.path, safe="/%:@!$&'()*+,;=~")
-        host = f"[{site.host}]" if ":" in site.host and not site.host.startswith("[") else site.host
-        port = "" if site.port == _DEFAULT_PORTS[site.secure] else f":{site.port}"
-        self._host_lines = f"host: {host}{port}\r\nuser-agent: headrace\r\n"
+        self._locator = Locator(site)
+        self._models = RestModels(endpoint.name, self._locator, pool=pool, wall_clock=wall_clock)
+        limits = pool.limits
+        self._send_timeout = limits.send_timeout
+        self._coding = b"" if limits.compression == "none" else limits.compression.encode()
         self._prefixes: dict[tuple[str, str], bytes] = {}
 
     @property
@@ -102,26 +82,43 @@ class RestUpstream:
         """See Upstream.pending."""
         return self._pool.pending
 
+    @property
+    def models(self) -> RemoteModels:
+        """See Upstream.models."""
+        return self._models
+
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         """See Upstream. `run_s` of the answer is the whole time that the endpoint took."""
-        payload = request.payload
-        body: Sequence[bytes | memoryview]
-        passable = type(payload) is RestPayload
-        if type(payload) is RestPayload:
-            header_length = payload.header_length
-            if header_length is not None:
-                payload.text()  # refuses a length beyond the body
-            received = payload.received
-            body = received if isinstance(received, list) else (received,)
-        else:
-            header_length, body = encode(request.content)
-        size_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
         begun = self._clock()
-        head = self._head(request, call, header_length, size_bytes, begun)
-        answer = await self._pool.exchange(head, body, call.deadline, may_repeat=request.may_repeat)
+        header_length, body = self._body(request, call.deadline, begun)
+        size_bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        coding = self._coding
+        if coding:
+            if size_bytes < _COMPRESS_FROM_BYTES:
+                coding = b""
+            else:
+                body = [await _packed(list(body), coding, size_bytes)]
+                size_bytes = len(body[0])
+        head = self._head(
+            request, call, size_bytes, begun, header_length=header_length, coding=coding
+        )
+        may_repeat = request.may_repeat
+        if self._coding:
+            answer = await self._pool.exchange(
+                head, body, call.deadline, may_repeat=may_repeat, coded=True
+            )
+            await _unpack(answer, self._pool.limits.max_body_bytes)
+        else:
+            answer = await self._pool.exchange(head, body, call.deadline, may_repeat=may_repeat)
         if answer.status != _OK:
-            raise self._error(answer, request)
-        reply = read(answer.headers, answer.body, passable=passable)
+            raise refusal(
+                answer,
+                endpoint=self._name,
+                model=request.model,
+                version=request.version,
+                wall_clock=self._wall_clock,
+            )
+        reply = read(answer.headers, answer.body, passable=type(request.payload) is RestPayload)
         return InferResponse(
             request.model,
             reply.version or request.version,
@@ -130,10 +127,21 @@ class RestUpstream:
             reply=reply,
         )
 
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        """See Upstream.stream: one answer, as of `infer`; REST's inference has no more."""
+        try:
+            response = await self.infer(request, call)
+        except Unsupported as error:
+            if error.message.endswith(DECOUPLED):
+                raise Unsupported(error.message + _NO_STREAM) from error
+            raise
+        yield response
+
     async def unready(self, model: str, version: str, deadline: float) -> str:
         """See Upstream.unready."""
-        target = f"{self._of(model, version)}/ready" if model else f"{self._path}/v2/health/ready"
-        head = f"GET {target} HTTP/1.1\r\n{self._host_lines}\r\n".encode("ascii")
+        of = self._locator
+        target = f"{of.model(model, version)}/ready" if model else f"{of.root}/health/ready"
+        head = f"GET {target} HTTP/1.1\r\n{of.lines}\r\n".encode("ascii")
         try:
             answer = await self._pool.exchange(head, (), deadline)
         except HeadraceError as error:
@@ -144,15 +152,31 @@ class RestUpstream:
         """See Upstream.close."""
         await self._pool.close()
 
-    def _of(self, model: str, version: str) -> str:
-        """The path of a model or a version."""
-        path = f"{self._path}/v2/models/{quote(model, safe='')}"
-        return f"{path}/versions/{quote(version, safe='')}" if version else path
+    def _body(
+        self, request: InferRequest, deadline: float, now: float
+    ) -> tuple[int | None, Sequence[bytes | memoryview]]:
+        """The length of the JSON, None where all is JSON, and the parts of what goes out."""
+        payload = request.payload
+        timed = self._send_timeout and deadline != math.inf
+        left_us = max(int((deadline - now) * 1e6), 1) if timed else 0
+        if type(payload) is not RestPayload:
+            return encode(request.content, left_us)
+        if timed:
+            return with_timeout(payload, left_us)
+        header_length = payload.header_length
+        if header_length is not None:
+            payload.text()  # refuses a length beyond the body
+        received = payload.received
+        return header_length, received if isinstance(received, list) else (received,)
 
     def _prefix(self, model: str, version: str) -> bytes:
         """The lines that all JSON requests for a version have."""
-        line = f"POST {self._of(model, version)}/infer HTTP/1.1\r\n"
-        prefix = (line + self._host_lines).encode("ascii") + _JSON
+        lines = (
+            f"POST {self._locator.model(model, version)}/infer HTTP/1.1\r\n{self._locator.lines}"
+        )
+        if self._coding:
+            lines += "accept-encoding: gzip, deflate\r\n"
+        prefix = lines.encode("ascii") + _JSON
         if len(self._prefixes) >= _PREFIXES_KEPT:
             self._prefixes.clear()
         self._prefixes[model, version] = prefix
@@ -162,14 +186,18 @@ class RestUpstream:
         self,
         request: InferRequest,
         call: Call,
-        header_length: int | None,
         size_bytes: int,
         now: float,
+        *,
+        header_length: int | None,
+        coding: bytes,
     ) -> bytes:
         model, version = request.model, request.version
         prefix = self._prefixes.get((model, version)) or self._prefix(model, version)
         if header_length is not None:
             prefix = prefix.removesuffix(_JSON) + _BINARY % header_length
+        if coding:
+            prefix += _CODED % coding
         request_id = call.request_id.encode("ascii", "replace")
         if call.deadline == math.inf:
             head = _LINES % (prefix, size_bytes, request_id)
@@ -184,47 +212,32 @@ class RestUpstream:
         number = hop(call)
         return head + (_FIRST_HOP if number == 1 else _HOP % number)
 
-    def _error(self, answer: Answer, request: InferRequest) -> HeadraceError:
-        status = answer.status
-        said = _sentence(answer.body)
-        wait_s = _wait_s(answer.headers, self._wall_clock)
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return EndpointBusy("the endpoint has no room at this moment", retry_after_s=wait_s)
-        kind = _CLIENTS.get(status)
-        if kind is UnknownModel and not said:
-            version = f" version '{request.version}'" if request.version else ""
-            said = f"the endpoint has no model '{request.model}'{version}"
-        if kind is None and 400 <= status < 500 and status not in _OURS:  # noqa: PLR2004
-            kind = InvalidRequest
-        if kind is not None:
-            return kind(said or f"the endpoint refused the request with status {status}")
-        error = EndpointFailed("the endpoint failed to answer the request", retry_after_s=wait_s)
-        error.reason = f"'{self._name}' answered with status {status}: {said}"
-        return error
+
+async def _packed(body: list[bytes | memoryview], coding: bytes, size_bytes: int) -> bytes:
+    if size_bytes <= _HERE_BELOW_BYTES:
+        return compress(body, coding)
+    return await asyncio.get_running_loop().run_in_executor(None, compress, body, coding)
 
 
-def _sentence(parts: Sequence[bytes | memoryview]) -> str:
-    """What an error's body says, on one line of printable characters; "" where it says nothing."""
-    if sum(map(len, parts)) > _ERROR_BYTES:
-        return ""
+async def _unpack(answer: Answer, limit: int) -> None:
+    """Undo the answer's Content-Encoding.
+
+    Raises:
+        EndpointFailed: it is not of that coding, or larger than `limit` bytes.
+    """
+    coding = answer.headers.get(b"content-encoding")
+    if coding is None:
+        return
+    body = b"".join(answer.body)
     try:
-        text = _decode_error(b"".join(parts)).error[:_SENTENCE_CHARS]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-    return "".join([char if char.isprintable() else " " for char in text]).strip()
-
-
-def _wait_s(headers: Mapping[bytes, bytes], wall_clock: Callable[[], float]) -> float | None:
-    """Retry-After in seconds, given as such or as a date; None where it is neither."""
-    value = headers.get(b"retry-after")
-    if value is None:
-        return None
-    if value.isdigit():
-        return float(value) if len(value) <= _MAX_DIGITS else None
-    try:
-        date = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, UnicodeDecodeError):
-        return None
-    if date.tzinfo is None:  # "-0000": of no zone that it would tell
-        date = date.replace(tzinfo=UTC)
-    return min(max(date.timestamp() - wall_clock(), 0.0), _MAX_WAIT_S)
+        if len(body) <= _HERE_BELOW_BYTES // 4:
+            body = decompress(body, coding, limit)
+        else:
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(None, decompress, body, coding, limit)
+    except PayloadTooLarge as error:
+        msg = f"the endpoint's answer is over the limit of {limit} bytes"
+        raise broken(msg, error.message) from error
+    except HeadraceError as error:
+        raise broken("the endpoint's answer is not well-formed", error.message) from error
+    answer.body = [body]

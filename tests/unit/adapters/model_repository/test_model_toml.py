@@ -23,9 +23,11 @@ from headrace.domain.models import (
 EVERYTHING = """
 platform = "onnxruntime_onnx"
 filename = "bert.onnx"
+decoupled = true
 max_batch_size = 32
 instances = 2
 intra_op_threads = 4
+response_cache = true
 version_policy = {specific = ["1", "beta"]}
 
 [timeouts]
@@ -162,6 +164,8 @@ def test_every_key_is_read() -> None:
         default_timeout_s=2.0,
         max_timeout_s=10.5,
         intra_op_threads=4,
+        decoupled=True,
+        response_cache=True,
     )
 
 

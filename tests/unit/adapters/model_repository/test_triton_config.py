@@ -90,6 +90,7 @@ model_warmup [
 ]
 parameters { key: "pooling" value: { string_value: "mean" } }
 default_model_filename: "bert-int8.onnx"
+response_cache { enable: true }
 """
 
 
@@ -188,6 +189,7 @@ def test_everything_that_is_honoured_is_read() -> None:
         ),
         parameters={"pooling": "mean"},
         filename="bert-int8.onnx",
+        response_cache=True,
     )
 
 
@@ -273,6 +275,23 @@ def test_the_thread_count_of_tritons_onnx_runtime_is_honoured() -> None:
     assert _read(text.format(4)).intra_op_threads == 4
     assert _read(text.format(0)).intra_op_threads == 1
     assert "intra_op_thread_count must be a number" in _refusal(text.format("many"))
+
+
+def test_what_the_transaction_policy_says_is_kept_apart_from_its_silence() -> None:
+    assert _read("").decoupled is None
+    assert _read("model_transaction_policy { }").decoupled is None
+    assert _read("model_transaction_policy { decoupled: true }").decoupled is True
+    assert _read("model_transaction_policy { decoupled: false }").decoupled is False
+
+
+def test_a_false_of_json_says_nothing_since_every_field_is_written_there() -> None:
+    for text, decoupled in (
+        ("{}", None),
+        ('{"decoupled": false}', None),
+        ('{"decoupled": true}', True),
+    ):
+        data = f'{{"model_transaction_policy": {text}}}'.encode()
+        assert from_json(data, name="m", labels=_no_labels).decoupled is decoupled
 
 
 def test_every_datatype_has_tritons_name_and_number() -> None:

@@ -174,6 +174,8 @@ _configs = st.builds(
     default_timeout_s=st.none(),
     max_timeout_s=st.none(),
     intra_op_threads=st.just(1),
+    decoupled=st.sampled_from([None, True]),
+    response_cache=st.booleans(),
 )
 
 

@@ -104,7 +104,6 @@ def test_hints_for_other_servers_are_skipped_and_named() -> None:
     optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }
     metric_tags { key: "team" value: "vision" }
     cc_model_filenames { key: "7.5" value: "model_t4.onnx" }
-    response_cache { enable: true }
     model_metrics { }
     runtime: "libtriton_onnxruntime.so"
     instance_group [ { rate_limiter { priority: 1 } }, { host_policy: "", passive: false } ]
@@ -115,7 +114,6 @@ def test_hints_for_other_servers_are_skipped_and_named() -> None:
         "optimization",
         "metric_tags",
         "cc_model_filenames",
-        "response_cache",
         "model_metrics",
         "runtime",
         "instance_group[0].rate_limiter",
@@ -167,7 +165,6 @@ def test_every_datatype_has_tritons_name_and_number() -> None:
     [
         ("ensemble_scheduling { step { } }", "ensemble_scheduling"),
         ("sequence_batching { }", "sequence_batching"),
-        ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
         (
             'model_operations { op_library_filename: "x.so" }',
             "model_operations.op_library_filename",
@@ -190,7 +187,6 @@ def test_what_would_change_the_answers_refuses_the_model(text: str, field: str) 
 
 def test_an_unsupported_feature_that_is_switched_off_is_no_obstacle() -> None:
     text = """
-    model_transaction_policy { decoupled: false }
     model_operations { }
     batch_input [ ]
     input { is_shape_tensor: f allow_ragged_batch: false }

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from headrace.domain.models import (
     WarmupInput,
 )
 from headrace.domain.scopes import EVERYTHING, grants
-from headrace.ports.model_control import IndexEntry, ModelDescription
+from headrace.ports.model_control import IndexEntry, ModelMetadata
 from headrace.transport.oip_grpc.control import MAX_CONTROL_BYTES, ControlRpcs
 from headrace.transport.oip_grpc.edge import Exchange
 from headrace.transport.oip_grpc.messages import GrpcRequest
@@ -73,7 +73,7 @@ class Models:
     """One model, and what was asked of it."""
 
     def __init__(self, config: ModelConfig = RICH) -> None:
-        self.config = config
+        self._config = config
         self.asked: list[tuple[Any, ...]] = []
         self.tenants: list[str] = []
 
@@ -81,9 +81,13 @@ class Models:
         self.tenants.append(tenant)
         return self
 
-    async def describe(self, model: str, version: str = "") -> ModelDescription:
-        self.asked.append(("describe", model, version))
-        return ModelDescription(model, ("1", "3"), "python", SIGNATURE, self.config, 8)
+    async def metadata(self, model: str, version: str = "") -> ModelMetadata:
+        self.asked.append(("metadata", model, version))
+        return ModelMetadata(model, ("1", "3"), "python", SIGNATURE.inputs, SIGNATURE.outputs)
+
+    async def config(self, model: str, version: str = "") -> Mapping[str, Any]:
+        self.asked.append(("config", model, version))
+        return triton_json.to_json_object(self._config, SIGNATURE, 8)
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         self.asked.append(("obstacle", model, version))
@@ -93,7 +97,7 @@ class Models:
         self.asked.append(("statistics", model, version))
         return [{"name": "bert", "version": "3", "a_field_of_rest_alone": 1}]
 
-    def index(self) -> Sequence[IndexEntry]:
+    async def index(self) -> Sequence[IndexEntry]:
         return [IndexEntry("bert", "3", "READY", ""), IndexEntry("gpt", "", "UNAVAILABLE", "lost")]
 
     async def load(self, model: str, *, config_json: bytes | None = None) -> None:
@@ -107,12 +111,7 @@ async def ask(
     method: str, message: Any, models: Models | None = None, principal: Principal = ANONYMOUS
 ) -> Any:
     """The answer as tritonclient reads it."""
-    rpcs = ControlRpcs(
-        models or Models(),
-        version="1.2",
-        ready=lambda: True,
-        config_json=lambda m: triton_json.to_json_object(m.config, m.signature, m.max_batch_size),
-    ).rpcs()
+    rpcs = ControlRpcs(models or Models(), version="1.2", ready=lambda: True).rpcs()
     sent = message if isinstance(message, bytes) else message.SerializeToString()
     exchange = Exchange(GrpcRequest({}, sent), "mine-1", 0.0, 1.0, principal)
     answer = await rpcs[SERVICE + method].answer(exchange)
@@ -138,7 +137,7 @@ async def test_names_and_versions_are_handed_on() -> None:
     await ask("ModelStatistics", service_pb2.ModelStatisticsRequest(), models)
     assert models.asked == [
         ("obstacle", "bert", "3"),
-        ("describe", "bert", ""),
+        ("metadata", "bert", ""),
         ("statistics", "bert", ""),
         ("statistics", "", ""),
     ]

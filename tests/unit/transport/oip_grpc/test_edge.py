@@ -236,7 +236,8 @@ async def test_the_access_log_tells_a_cancelled_request_from_a_late_one(
 ) -> None:
     house = House(asyncio.CancelledError())
     rpc = house.ask(timeout_s=5)
-    house.edge._clock = iter([RECEIVED, RECEIVED + waited_s, RECEIVED + waited_s]).__next__  # noqa: SLF001 - a clock that goes
+    # a clock that goes
+    house.edge.clock = iter([RECEIVED, RECEIVED + waited_s, RECEIVED + waited_s]).__next__
     with pytest.raises(asyncio.CancelledError):
         await rpc
     (line,) = house.lines()

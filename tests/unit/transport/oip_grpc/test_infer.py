@@ -11,6 +11,7 @@ from headrace.domain.calls import Call, Principal, TraceContext
 from headrace.domain.errors import InvalidRequest
 from headrace.domain.inference import Answered, InferRequest, InferResponse, Reply
 from headrace.domain.tensors import Tensor
+from headrace.ports.inference import Responses, single
 from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.oip_grpc.edge import Exchange
 from headrace.transport.oip_grpc.infer import InferRpc
@@ -30,6 +31,9 @@ class Service:
         self.asked.append((request, call))
         y = Tensor("y", "UINT8", np.zeros(1, np.uint8))
         return InferResponse(request.model, "7", [y], request.content.id)
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
 
 async def ask(

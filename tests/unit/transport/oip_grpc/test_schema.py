@@ -30,7 +30,7 @@ def test_the_checked_in_schema_is_what_the_proto_files_say(tmp_path: Path) -> No
         [
             sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={FOLDER}",
             "--include_imports", f"--descriptor_set_out={compiled}",
-            "inference.proto", "health.proto",
+            "inference.proto", "health.proto", "reflection.proto", "reflection_v1alpha.proto",
         ],
         check=True,
         timeout=60,

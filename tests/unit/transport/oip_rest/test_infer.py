@@ -10,6 +10,7 @@ from headrace.domain.calls import ANONYMOUS, Call
 from headrace.domain.errors import EndpointFailed
 from headrace.domain.inference import Answered, InferRequest, InferResponse, Reply
 from headrace.domain.tensors import Tensor
+from headrace.ports.inference import Responses, single
 from headrace.telemetry.access_log import AccessLog
 from headrace.telemetry.api_requests import ApiRequests
 from headrace.telemetry.logs import LogSettings
@@ -37,6 +38,9 @@ class Behind:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         self.request, self.call = request, call
         return self.response
+
+    def stream(self, request: InferRequest, call: Call) -> Responses:
+        return single(self, request, call)
 
 
 class OtherReply:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import math
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -42,9 +45,12 @@ BODY = b'{"inputs": []}'
 class Prepared(ClientPool):
     """Answers what it was told, and notes what it was asked."""
 
-    def __init__(self, site: Site, outcome: Answer | HeadraceError) -> None:
-        super().__init__(site, limits=ClientLimits())
+    def __init__(
+        self, site: Site, outcome: Answer | HeadraceError, limits: ClientLimits | None = None
+    ) -> None:
+        super().__init__(site, limits=limits or ClientLimits())
         self.outcome = outcome
+        self.coded = False  # of the last request
         self.may_repeat: Callable[[], bool] | None = None  # of the last request
         self.heads: list[bytes] = []
         self.bodies: list[Sequence[bytes | memoryview]] = []
@@ -56,9 +62,12 @@ class Prepared(ClientPool):
         deadline: float,
         *,
         may_repeat: Callable[[], bool] | None = None,
+        coded: bool = False,
+        max_body_bytes: int | None = None,
     ) -> Answer:
-        del deadline
+        del deadline, max_body_bytes
         self.may_repeat = may_repeat
+        self.coded = coded
         self.heads.append(head)
         self.bodies.append(body)
         if isinstance(self.outcome, HeadraceError):
@@ -72,10 +81,15 @@ def answer(status: int = 200, body: bytes = GOOD, **headers: str) -> Answer:
 
 
 def upstream(
-    outcome: Answer | HeadraceError, *, host: str = "triton", port: int = 8000, path: str = ""
+    outcome: Answer | HeadraceError,
+    *,
+    host: str = "triton",
+    port: int = 8000,
+    path: str = "",
+    limits: ClientLimits | None = None,
 ) -> tuple[Upstream, Prepared]:
     site = Site(host, port, ip_address("192.0.2.1"), path)
-    pool = Prepared(site, outcome)
+    pool = Prepared(site, outcome, limits)
     made = RestUpstream(
         ENDPOINT, site, pool=pool, clock=lambda: 100.0, wall_clock=lambda: 1_800_000_000.0
     )
@@ -106,7 +120,7 @@ def lines(head: bytes) -> list[str]:
 
 async def test_a_request_goes_out_as_it_came() -> None:
     trace = TraceContext("00-" + "1" * 32 + "-" + "2" * 16 + "-01", "a=b")
-    call = Call("id-1", deadline=101.5, trace=trace)
+    call = Call("id-1", trace=trace)
     asked = request(BODY, None, version="3")
     response, pool = await infer(answer(), asked, call)
     assert lines(pool.heads[0]) == [
@@ -116,13 +130,113 @@ async def test_a_request_goes_out_as_it_came() -> None:
         "content-type: application/json",
         f"content-length: {len(BODY)}",
         "x-request-id: id-1",
-        "request-timeout: 1.500",
         f"traceparent: {trace.traceparent}",
         "tracestate: a=b",
         "x-headrace-hops: 1",
     ]
     assert [part is BODY for part in pool.bodies[0]] == [True]
     assert (response.model, response.version) == ("m", "7")
+
+
+async def test_the_time_that_is_left_goes_along_unless_that_is_set_otherwise() -> None:
+    call = Call("id-1", deadline=101.5)
+    for limits, told in ((None, {"timeout": 1_500_000}), (ClientLimits(send_timeout=False), None)):
+        made, pool = upstream(answer(), limits=limits)
+        await made.infer(request(BODY), call)
+        assert "request-timeout: 1.500" in lines(pool.heads[0])
+        body = b"".join(pool.bodies[0])
+        assert f"content-length: {len(body)}" in lines(pool.heads[0])
+        assert msgspec.json.decode(body).get("parameters") == told
+        x = Tensor("x", "UINT8", np.zeros(1, np.uint8))
+        content = InferContent([x], parameters={"timeout": 2_000_000})
+        await made.infer(InferRequest("m", decoded=content), call)
+        sent = msgspec.json.decode(b"".join(pool.bodies[1])[:-1])["parameters"]["timeout"]
+        assert sent == (2_000_000 if told is None else 1_500_000)
+
+
+async def test_of_a_binary_request_with_its_timeout_the_jsons_length_is_told() -> None:
+    _, pool = await infer(
+        answer(), request(BODY + b"1234", len(BODY)), Call("id-1", deadline=100.5)
+    )
+    body = b"".join(pool.bodies[0])
+    assert f"inference-header-content-length: {len(body) - 4}" in lines(pool.heads[0])
+    assert msgspec.json.decode(body[:-4])["parameters"] == {"timeout": 500_000}
+    assert body[-4:] == b"1234"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("size", [1100, 100_000])
+async def test_what_is_not_small_goes_out_and_comes_back_compressed(
+    coding: Literal["gzip", "deflate"], size: int
+) -> None:
+    padded = GOOD + b" " * size
+    packed = gzip.compress(padded) if coding == "gzip" else zlib.compress(padded)
+    made, pool = upstream(
+        answer(body=packed, content_encoding=coding), limits=ClientLimits(compression=coding)
+    )
+    response = await made.infer(request(BODY + b" " * size), Call("id-1"))
+    (head,), (body,) = pool.heads, pool.bodies
+    sent = b"".join(body)
+    assert len(sent) < size
+    unpacked = gzip.decompress(sent) if coding == "gzip" else zlib.decompress(sent)
+    assert unpacked == BODY + b" " * size
+    assert f"content-encoding: {coding}" in lines(head)
+    assert f"content-length: {len(sent)}" in lines(head)
+    assert "accept-encoding: gzip, deflate" in lines(head)
+    assert pool.coded
+    response.unpack()
+    assert response.outputs[0].array.tolist() == [1.0]
+
+
+async def test_what_is_small_is_not_compressed_and_what_comes_so_is_taken() -> None:
+    made, pool = upstream(answer(), limits=ClientLimits(compression="gzip"))
+    response = await made.infer(request(), Call("id-1"))
+    assert not any(line.startswith("content-encoding") for line in lines(pool.heads[0]))
+    assert (pool.coded, pool.bodies[0]) == (True, (BODY,))
+    assert response.version == "7"
+
+
+async def test_nothing_is_asked_to_be_compressed_by_default() -> None:
+    _, pool = await infer(answer(), request(BODY + b" " * 5000))
+    assert not any("encoding" in line for line in lines(pool.heads[0]))
+    assert not pool.coded
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "message"),
+    [
+        ("gzip", gzip.compress(b" " * 2_000_000), "over the limit of 1000000 bytes"),
+        ("gzip", gzip.compress(GOOD)[:-1], "not well-formed"),
+        ("gzip", GOOD, "not well-formed"),
+        ("br", GOOD, "not well-formed"),
+    ],
+)
+async def test_a_coding_that_cannot_be_undone_is_the_endpoints_failure(
+    coding: str, body: bytes, message: str
+) -> None:
+    limits = ClientLimits(compression="gzip", max_body_bytes=1_000_000)
+    made, _ = upstream(answer(body=body, content_encoding=coding), limits=limits)
+    with pytest.raises(EndpointFailed, match=message):
+        await made.infer(request(), Call("id-1"))
+
+
+async def test_a_stream_is_the_one_answer() -> None:
+    made, _ = upstream(answer())
+    async with aclosing(made.stream(request(), Call("id-1"))) as stream:
+        (response,) = [each async for each in stream]
+    assert (response.version, response.final) == ("7", True)
+
+
+async def test_a_model_that_streams_is_refused_with_the_way_out() -> None:
+    text = "HTTP end point doesn't support models with decoupled transaction policy"
+    for said, hinted in ((text, True), ("no sequences", False)):
+        made, _ = upstream(answer(501, msgspec.json.encode({"error": said})))
+        for asks in (made.infer(request(), Call("id-1")), anext(made.stream(request(), Call("i")))):
+            streamed = not hasattr(asks, "cr_frame")
+            with pytest.raises(Unsupported) as caught:
+                await asks
+            assert caught.value.message.startswith(said)
+            assert ("gRPC address" in caught.value.message) is (hinted and streamed)
 
 
 async def test_only_a_request_without_a_sequence_may_be_repeated() -> None:

@@ -53,6 +53,7 @@ class ClientConnection(asyncio.Protocol):
         "_length",
         "_limits",
         "_lost",
+        "_max_body_bytes",
         "_packed",
         "_parser",
         "_refusal",
@@ -96,6 +97,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes | memoryview] = []
         self._body_bytes = 0
         self._bytes_left = 0  # of a body that goes past llhttp
+        self._max_body_bytes = 0  # of the answer that is coming
         self._packed = 0  # parts of the body that are many pieces joined
 
     def ask(self, exchange: Exchange) -> None:
@@ -103,6 +105,9 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = exchange
         exchange.connection = self
         self._begun = False
+        self._max_body_bytes = self._limits.max_body_bytes
+        if exchange.max_body_bytes is not None:
+            self._max_body_bytes = min(self._max_body_bytes, exchange.max_body_bytes)
         body = exchange.body
         if not body:
             self._transport.write(exchange.head)
@@ -202,13 +207,17 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = parser.should_keep_alive()  # not readable any more at the end
         if b"connection" in headers and parser.get_http_version() != "1.1":
             self._keep_alive = False  # 1.0 with "keep-alive" has no framing to rely on
-        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+        if (
+            b"content-encoding" in headers
+            and headers[b"content-encoding"].lower() != b"identity"
+            and not (self._exchange is not None and self._exchange.coded)
+        ):
             self._refuse("a Content-Encoding, though none was asked for")
         elif status in _BODILESS:
             self._refuse(f"status {status}")
         elif (length := headers.get(b"content-length")) is not None:
             self._length = int(length)
-            if self._length > self._limits.max_body_bytes:
+            if self._length > self._max_body_bytes:
                 self._refuse_body()
         elif headers.get(b"transfer-encoding", b"").lower() == b"chunked":
             self._length = _CHUNKED
@@ -217,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._take(data)
-        if self._length < 0 and self._body_bytes > self._limits.max_body_bytes:
+        if self._length < 0 and self._body_bytes > self._max_body_bytes:
             self._refuse_body()
 
     def on_message_complete(self) -> None:
@@ -287,7 +296,7 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(f"headers over the limit of {limit} bytes or {_MAX_REPEATS} repeats")
 
     def _refuse_body(self) -> None:
-        limit = self._limits.max_body_bytes
+        limit = self._max_body_bytes
         self._refusal = broken(f"the endpoint's answer is over the limit of {limit} bytes")
 
     def _refuse(self, reason: str) -> None:

@@ -39,6 +39,8 @@ class Exchange(msgspec.Struct, eq=False):
     #: Whether it may go out a second time, the first having been lost; None: it may.
     may_repeat: Callable[[], bool] | None = None
     connection: ClientConnection | None = None  # that it is on
+    coded: bool = False  # whether the answer may have a Content-Encoding, which is not undone here
+    max_body_bytes: int | None = None  # of the answer; None: as for the connection
 
     def end(self, outcome: Outcome) -> None:
         """Wake whoever waits for it."""

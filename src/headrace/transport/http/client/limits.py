@@ -1,12 +1,14 @@
-"""What one endpoint's address may be asked to hold, and for how long."""
+"""How one endpoint's address is asked, and what it may be asked to hold, for how long."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
 
 class ClientLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bounds of the connections to one address."""
+    """How one address is asked, and bounds of the connections to it."""
 
     #: Open connections; requests beyond that wait for one.
     max_connections: int = 256
@@ -21,3 +23,8 @@ class ClientLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_head_bytes: int = 64 * 1024
     #: Largest body of an answer in bytes.
     max_body_bytes: int = 256 * 1024 * 1024
+    #: Whether endpoints are told, as the request's parameter `timeout`, how many microseconds are
+    #: left, beside the header Request-Timeout: Triton ends by it what waits in its queue.
+    send_timeout: bool = True
+    #: How bodies from 1 KiB on are sent; other than "none", compressed answers are asked for, too.
+    compression: Literal["none", "gzip", "deflate"] = "none"

@@ -47,6 +47,11 @@ class ClientPool:
         self._closed = False
 
     @property
+    def limits(self) -> ClientLimits:
+        """What it was made with."""
+        return self._limits
+
+    @property
     def connections(self) -> int:
         """Open connections, busy and idle."""
         return self._held - len(self._connecting)
@@ -63,11 +68,15 @@ class ClientPool:
         deadline: float,
         *,
         may_repeat: Callable[[], bool] | None = None,
+        coded: bool = False,
+        max_body_bytes: int | None = None,
     ) -> Answer:
         """Send a request and wait for its whole answer, until `deadline` on the loop's clock.
 
         `head` has all header lines and the empty line behind them. `may_repeat` is asked where a
-        kept connection was lost before an answer; None: it may. Awaits one plain future.
+        kept connection was lost before an answer; None: it may. `coded` tells whether the answer's
+        body may have a Content-Encoding, which is left as it is; `max_body_bytes` is a bound of the
+        body below that of all answers. Awaits one plain future.
 
         Raises:
             EndpointBusy: all connections are busy, and no more requests may wait for one.
@@ -77,7 +86,9 @@ class ClientPool:
         loop = asyncio.get_running_loop()
         if deadline <= loop.time():
             raise EndpointTimeout(_TIMED_OUT)
-        exchange = Exchange(head, body, deadline, loop.create_future(), may_repeat)
+        exchange = Exchange(
+            head, body, deadline, loop.create_future(), may_repeat, None, coded, max_body_bytes
+        )
         if self._idle:
             self._idle.pop().ask(exchange)
         else:
