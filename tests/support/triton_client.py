@@ -40,6 +40,13 @@ def grpc_address(server: Server) -> str:
     return f"127.0.0.1:{port}"
 
 
+def is_idle(server: Server) -> bool:
+    """Whether no request is under way, neither here nor at an endpoint."""
+    lines = server.request("GET", "/metrics").body.decode().splitlines()
+    gauges = ("headrace_requests_in_flight", "headrace_endpoint_in_flight")
+    return not any(float(line.rpartition(" ")[2]) for line in lines if line.startswith(gauges))
+
+
 class TritonClient:
     """`wire` is "http" or "grpc"."""
 

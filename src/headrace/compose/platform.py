@@ -286,7 +286,8 @@ class Platform:
                 config_json=_config_json,
                 load_s=self.settings.gateway.default_timeout_s,
                 clock=time.monotonic,
-            )
+            ),
+            stopping=lambda: self._stopping,
         )
         house.catalogue.on_change(self._forget_keys)
         return [
@@ -307,7 +308,7 @@ class Platform:
             metrics=self.metrics,
         )
         self._gate.gateway.service = self._routing.router
-        self._control = self._routing.control(self._folder_control)
+        self._control = self._routing.control(self._folder_control, stopping=lambda: self._stopping)
         return self._routing
 
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:

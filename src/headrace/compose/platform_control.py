@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from headrace.domain.calls import OPERATOR
-from headrace.domain.errors import HeadraceError, InvalidRequest
+from headrace.domain.errors import HeadraceError, InvalidRequest, ShuttingDown
 from headrace.ports.model_control import IndexEntry, ModelControl, ModelMetadata
 from headrace.router.remote_control import RemoteControl
 from headrace.router.router import Router
+
+_RETRY_AFTER_S: Final = 1.0
 
 
 class ModelsHere(ModelControl, Protocol):
@@ -38,18 +40,24 @@ class PlatformControl:
         *,
         router: Router,
         remote: RemoteControl,
+        stopping: Callable[[], bool],
         tenant: str = OPERATOR,
     ) -> None:
         self._here = here
         self._router = router
         self._remote = remote
+        self._stopping = stopping
         self._tenant = tenant
 
     def of(self, tenant: str) -> PlatformControl:
         if tenant == self._tenant:
             return self
         return PlatformControl(
-            self._here.of(tenant), router=self._router, remote=self._remote, tenant=tenant
+            self._here.of(tenant),
+            router=self._router,
+            remote=self._remote,
+            stopping=self._stopping,
+            tenant=tenant,
         )
 
     async def metadata(self, model: str, version: str = "") -> ModelMetadata:
@@ -69,6 +77,8 @@ class PlatformControl:
         return {**config, "name": model}
 
     def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        if self._stopping():  # who asks whether to send requests is not to begin now
+            return ShuttingDown("this server is shutting down", retry_after_s=_RETRY_AFTER_S)
         return self._router.obstacle(self._tenant, model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from headrace.compose.platform_control import ModelsHere, PlatformControl
 from headrace.compose.registry import allowed_networks
@@ -103,7 +104,7 @@ class Routing:
             chance=random.random,
         )
 
-    def control(self, here: ModelsHere) -> PlatformControl:
+    def control(self, here: ModelsHere, *, stopping: Callable[[], bool]) -> PlatformControl:
         """What operators' wires ask of all models; `here` are those of this process."""
         remote = RemoteControl(
             self.fleet,
@@ -112,4 +113,4 @@ class Routing:
             load_s=self._settings.gateway.max_timeout_s,
             clock=time.monotonic,
         )
-        return PlatformControl(here, router=self.router, remote=remote)
+        return PlatformControl(here, router=self.router, remote=remote, stopping=stopping)

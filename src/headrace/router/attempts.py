@@ -234,7 +234,7 @@ class Attempts:
             try:
                 lane = pool.pick(now, _key(work.plan, work.call), tried)
             except HeadraceError:  # what the attempt ended in says more than "none is ready"
-                if _was_sent(work.failure):
+                if _burdened(work.failure, tried[-1]):
                     self._give_back(work, now)
                 break
             tried.append(lane)
@@ -293,8 +293,7 @@ class Attempts:
             return None
         if not work.request.may_repeat():
             return None
-        # who could not be reached was not burdened: the budget is there to spare endpoints
-        if _was_sent(error) and not self._spend(work, now):
+        if _burdened(error, tried[-1]) and not self._spend(work, now):
             self._metrics.refused_retries(pool.model).value += 1
             return None
         return wait_s
@@ -445,7 +444,14 @@ def _key(plan: Plan, call: Call) -> str:
     return known_name(call.principal)
 
 
-def _was_sent(error: HeadraceError) -> bool:
+def _burdened(error: HeadraceError, lane: Lane) -> bool:
+    """Whether an attempt counts for the budget, which is there to spare endpoints.
+
+    It does not where nobody was reached, nor where one that has answered for the model says at
+    once that it has it no more: so does a Triton that shuts down. Made-up names do count.
+    """
+    if isinstance(error, UnknownModel):
+        return not lane.proven
     return not isinstance(error, EndpointFailed) or error.sent
 
 

@@ -54,6 +54,8 @@ class HealthWatch:
 
     async def _ask(self, member: Member) -> None:
         problem = await self._problem(member, "")
+        if problem and await self._answers_for_a_model(member):
+            problem = ""
         self._said(member, "", member.checks, problem)
         models = [] if problem else list(member.model_checks.items())
         for start in range(0, len(models), _AT_ONCE):
@@ -61,6 +63,16 @@ class HealthWatch:
             problems = await asyncio.gather(*(self._problem(member, model) for model, _ in part))
             for (model, checks), found in zip(part, problems, strict=True):
                 self._said(member, model, checks, found)
+
+    async def _answers_for_a_model(self, member: Member) -> bool:
+        """Whether an address that is not ready as a whole has a model that is.
+
+        Triton is not, by default, while a single model of it cannot be loaded, or is unloaded.
+        """
+        proven = [lane.model for lane in member.lanes.values() if lane.proven]
+        models = list(dict.fromkeys([*member.model_checks, *proven]))[:_AT_ONCE]
+        problems = await asyncio.gather(*(self._problem(member, model) for model in models))
+        return "" in problems
 
     async def _problem(self, member: Member, model: str) -> str:
         deadline = self._clock() + self._settings.timeout_s

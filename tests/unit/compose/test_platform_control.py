@@ -7,7 +7,13 @@ import pytest
 
 from headrace.compose.platform_control import PlatformControl
 from headrace.domain.catalog import Route, Target
-from headrace.domain.errors import Forbidden, HeadraceError, InvalidRequest, UnknownModel
+from headrace.domain.errors import (
+    Forbidden,
+    HeadraceError,
+    InvalidRequest,
+    ShuttingDown,
+    UnknownModel,
+)
 from headrace.ports.catalogue import Entry
 from headrace.ports.model_control import IndexEntry, ModelMetadata
 from headrace.router.remote_control import RemoteControl
@@ -72,7 +78,10 @@ class Stage:
         remote = RemoteControl(
             house.fleet, here=here.of, timeout_s=5, load_s=300, clock=house.clock
         )
-        self.control = PlatformControl(here, router=house.router, remote=remote)
+        self.stopping = False
+        self.control = PlatformControl(
+            here, router=house.router, remote=remote, stopping=lambda: self.stopping
+        )
 
     def told(self, number: int) -> FakeModels:
         return self.house.upstreams[f"http://h:{8000 + number}"].told
@@ -152,3 +161,10 @@ async def test_each_tenant_asks_as_itself(stage: Stage) -> None:
     await blue.metadata("here")
     assert stage.done == [("metadata", "blue", "here", "")]
     assert (await blue.metadata("m")).platform == "e9"  # e0 is not its own
+
+
+async def test_a_process_that_stops_is_ready_for_no_model(stage: Stage) -> None:
+    assert stage.control.obstacle("here") is None
+    stage.stopping = True
+    assert isinstance(stage.control.obstacle("here"), ShuttingDown)
+    assert isinstance(stage.control.of("other").obstacle("here"), ShuttingDown)

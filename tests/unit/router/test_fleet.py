@@ -165,6 +165,24 @@ async def test_a_model_that_is_not_ready_is_left_out_and_the_others_of_its_addre
         assert [sick.weight(now), other.weight(now)] == pytest.approx([0.1, 1.0])
 
 
+@pytest.mark.parametrize("models", [("m",), ()])
+async def test_an_address_with_a_ready_model_serves_though_it_is_not_ready_as_a_whole(
+    models: tuple[str, ...],
+) -> None:
+    async with RouterHouse(health_checks=QUICK) as house:
+        await house.put(endpoint(0, models=models))
+        await house.ask()
+        (lane,), now = house.fleet.pool("default", "m", balanced="p2c", catch_all=True).lanes, 1e9
+        upstream = house.upstreams["http://h:8000"]
+        upstream.lacking = {""}
+        checked = upstream.checked
+        await until(lambda: upstream.checked > checked + 8)
+        assert lane.ready(now)
+        assert told(house, "unhealthy") == []
+        upstream.lacking = {"", "m"}
+        await until(lambda: not lane.ready(now))
+
+
 async def test_checks_that_find_a_defect_go_on(caplog: pytest.LogCaptureFixture) -> None:
     async with RouterHouse(health_checks=QUICK) as house:
         await house.put(endpoint(0))
