@@ -32,7 +32,7 @@ from headrace.transport.http.drive import Drive
 from headrace.transport.oip_grpc import schema
 from headrace.transport.oip_grpc.settings import GrpcClientSettings
 from headrace.transport.oip_grpc.upstream import GrpcUpstream
-from tests.support.waiting import until
+from tests.support.waiting import settled, until
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ENDPOINT = Endpoint(
@@ -243,11 +243,7 @@ async def test_a_reader_who_waits_holds_the_server_up(
     backend.serve = counting(1000, size=100_000)
     async with aclosing(client.stream(request(), call())) as stream:
         assert value(await anext(stream)) == 0
-        held = -1
-        while held != backend.sent:  # until it stands still
-            held = backend.sent
-            await asyncio.sleep(0.3)
-        assert held < 100
+        assert await settled(lambda: backend.sent) < 100
         assert value(await anext(stream)) == 1
 
 

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from tests.support import repositories
 from tests.support.process import Server, eventually, serving
 from tests.support.registry_api import Api
+from tests.support.waiting import settled, until
 
 STREAM: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 LIMIT_S: Final = 20
@@ -314,10 +315,8 @@ async def raw(house: House) -> AsyncIterator[Raw]:
 async def test_a_reader_that_stops_stops_the_model(house: House, raw: Raw) -> None:
     count = 800  # 50 MiB
     await raw.send(encoded("numbers", numbers(count, filler_bytes=FILLER_BYTES)))
-    made = 0
-    while made != len(house.journal()) or not made:
-        made = len(house.journal())
-        await asyncio.sleep(0.5)
+    await until(house.journal)
+    made = await settled(lambda: len(house.journal()), still_s=0.5)
     assert made < count / 2
     seen = [(await raw.receive()).infer_response.raw_output_contents[0] for _ in range(count)]
     assert [int.from_bytes(each, "little") for each in seen] == [*range(count)]
@@ -335,10 +334,8 @@ async def test_a_client_that_reads_nothing_is_read_no_further(house: House, raw:
             sent += 1
 
     sending = asyncio.create_task(send())
-    seen = -1
-    while seen != sent:
-        seen = sent
-        await asyncio.sleep(0.5)
+    await until(lambda: sent)
+    await settled(lambda: sent, still_s=0.5)
     sending.cancel()
     assert sent < 500
     assert house.server.metric("headrace_requests_in_flight") <= 64

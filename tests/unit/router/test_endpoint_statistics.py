@@ -12,7 +12,7 @@ from headrace.router.endpoint_statistics import EndpointStatistics
 from headrace.router.member import Member
 from headrace.telemetry.metrics import Metrics
 from tests.support.router_fakes import FakeUpstream, RouterHouse, endpoint, turns
-from tests.support.waiting import until
+from tests.support.waiting import settled, until
 
 INFERENCES = "headrace_endpoint_model_inferences_total"
 
@@ -166,8 +166,7 @@ async def test_the_fleet_reads_every_address_until_its_endpoint_goes() -> None:
         await house.drop(("default", "e0"))
         assert house.counted(INFERENCES) == {}
         asked = len(told.asked)
-        await asyncio.sleep(0.05)
-        assert len(told.asked) == asked
+        assert await settled(lambda: len(told.asked), still_s=0.05) == asked
 
 
 async def test_a_server_without_statistics_is_asked_once_until_it_comes_back() -> None:
@@ -181,8 +180,8 @@ async def test_a_server_without_statistics_is_asked_once_until_it_comes_back() -
         told = house.upstreams["http://h:8000"].told
         told.fails = Unsupported("no such extension")
         watch = asyncio.create_task(read.watch(member))
-        await asyncio.sleep(0.05)
-        assert len(told.asked) == 1
+        await until(lambda: told.asked)
+        assert await settled(lambda: len(told.asked), still_s=0.05) == 1
         member.returns += 1
         await until(lambda: len(told.asked) == 2)
         told.fails = EndpointFailed("it broke off")  # that is no word about the extension
