@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Tests start programs while clients of theirs talk gRPC; its fork handlers would break the child
+# between fork and exec. It has to be said before the first test module imports grpc.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 @pytest.fixture(scope="session", autouse=True)

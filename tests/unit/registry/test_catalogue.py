@@ -702,8 +702,8 @@ async def test_a_wake_that_comes_during_a_look_leads_to_another_one(
         nonlocal written
         found = await changes(since, limit)
         if not found and not written:
-            written += 1
             await store.put_all([version("2")])
+            written += 1
             for _ in range(20):
                 await asyncio.sleep(0)
         return found
