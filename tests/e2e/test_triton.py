@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 import grpc
 import ml_dtypes
 import numpy as np
-import onnxruntime
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -45,6 +44,7 @@ from tests.support.triton_client import (
     stream_of,
     text,
 )
+from tests.support.triton_onnx import CASES, Case
 from tests.support.triton_repository import lay_out
 
 #: What a busy machine may add to a time; the platform itself is to be within a tenth.
@@ -249,25 +249,15 @@ def _body(name: str, datatype: str, data: list[Any], **more: Any) -> dict[str, A
     return {"inputs": [tensor], **more}
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "output"),
-    [
-        ("magika", {"bytes": np.arange(3 * 2048, dtype=np.int32).reshape(3, 2048) % 257},
-         "target_label"),
-        ("mlp", {"x": np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)}, "y"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.model)
 def test_models_answer_as_they_do_without_a_server(
-    client: TritonClient, triton: Triton, model: str, inputs: dict[str, Any], output: str
+    client: TritonClient, triton: Triton, case: Case
 ) -> None:
-    session = onnxruntime.InferenceSession(
-        str(triton.repository / model / "1" / "model.onnx"), providers=["CPUExecutionProvider"]
-    )
-    (expected,) = session.run([output], inputs)
-    answer = client.infer(model, inputs, request_id="mine")
-    np.testing.assert_allclose(answer.as_numpy(output), expected, rtol=1e-4, atol=1e-6)
+    answer = client.infer(case.model, case.inputs, request_id="mine")
+    expected = case.bare_answer(triton)
+    np.testing.assert_allclose(answer.as_numpy(case.output), expected, rtol=1e-4, atol=1e-6)
     said = answer.get_response(as_json=True) if client.wire == "grpc" else answer.get_response()
-    assert (said["id"], said["model_name"], said["model_version"]) == ("mine", model, "1")
+    assert (said["id"], said["model_name"], said["model_version"]) == ("mine", case.model, "1")
 
 
 def test_floats_halves_and_strings_keep_their_bytes(client: TritonClient) -> None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import numpy as np
-import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
@@ -26,6 +25,7 @@ from tests.support.process import eventually
 from tests.support.raw_http import RawClient, request
 from tests.support.tls_front import authority
 from tests.support.triton import Triton, running
+from tests.support.triton_onnx import CASES, Case
 
 _EMPTY_FINAL = {"triton_enable_empty_final_response": True}
 
@@ -185,23 +185,12 @@ def test_bf16_passes_through_the_python_backend_as_bytes(triton: Triton) -> None
     assert list(answer.raw_output_contents) == [b"\x80\x3f\x01\x40"]
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "output"),
-    [
-        ("magika", {"bytes": np.arange(3 * 2048, dtype=np.int32).reshape(3, 2048) % 257},
-         "target_label"),
-        ("mlp", {"x": np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)}, "y"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.model)
 def test_onnx_models_answer_as_they_do_without_triton(
-    wire: Wire, triton: Triton, model: str, inputs: dict[str, Any], output: str
+    wire: Wire, triton: Triton, case: Case
 ) -> None:
-    session = onnxruntime.InferenceSession(
-        str(triton.repository / model / "1" / "model.onnx"), providers=["CPUExecutionProvider"]
-    )
-    (expected,) = session.run([output], inputs)
-    answer = wire.infer(model, inputs).as_numpy(output)
-    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-6)
+    answer = wire.infer(case.model, case.inputs).as_numpy(case.output)
+    np.testing.assert_allclose(answer, case.bare_answer(triton), rtol=1e-4, atol=1e-6)
 
 
 def test_the_latest_version_answers_unless_one_is_named(wire: Wire) -> None:
