@@ -350,6 +350,7 @@ STATUSES: list[tuple[GrpcStatus, str, type[HeadraceError], str]] = [  # status, 
     (GrpcStatus.INVALID_ARGUMENT, "no\x00 x", InvalidRequest, "no  x"),
     (GrpcStatus.INVALID_ARGUMENT, "ä" * 2000, InvalidRequest, "ä" * 512),
     (GrpcStatus.NOT_FOUND, "no model x", UnknownModel, "no model x"),
+    (GrpcStatus.ALREADY_EXISTS, "x is there", InvalidRequest, "x is there"),
     (
         GrpcStatus.UNAVAILABLE,
         "Request for unknown model: 'x' is not found",

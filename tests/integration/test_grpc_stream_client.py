@@ -217,11 +217,39 @@ async def test_responses_of_a_server_that_does_not_tell_are_not_final(
     assert [each.final for each in await answers(client)] == [False]
 
 
-async def test_no_response_at_all_is_an_empty_stream(
+async def test_an_end_without_any_response_is_the_endpoints_failure(
     backend: Backend, client: GrpcUpstream
 ) -> None:
     backend.serve = saying()
-    assert await answers(client) == []
+    count, error = await broken(client)
+    assert (count, type(error)) == (0, EndpointFailed)
+
+
+async def test_the_endpoint_is_asked_to_tell_the_end_even_where_nothing_stands_before_it(
+    backend: Backend, client: GrpcUpstream
+) -> None:
+    answer = schema.ModelStreamInferResponse()
+    answer.infer_response.parameters["triton_final_response"].bool_param = True
+    backend.serve = saying(answer.SerializeToString())
+    (response,) = await answers(client)
+    response.unpack()
+    assert (response.final, response.outputs) == (True, [])
+    ((sent,),) = backend.requests
+    asked = schema.ModelInferRequest.FromString(sent)
+    assert asked.parameters["triton_enable_empty_final_response"].bool_param
+
+
+async def test_a_final_response_is_the_end_though_the_endpoint_keeps_the_call_open(
+    backend: Backend, client: GrpcUpstream
+) -> None:
+    async def serve(_: Any, send: Callable[[bytes], Awaitable[None]]) -> None:
+        await send(message(1, final=True))
+        await asyncio.get_running_loop().create_future()
+
+    backend.serve = serve
+    async with asyncio.timeout(5.0):
+        assert [each.final for each in await answers(client, call(60.0))] == [True]
+    await until(lambda: backend.cancelled == 1, timeout_s=5.0)
 
 
 async def test_nothing_is_lost_to_a_reader_who_is_slower_than_the_end(
@@ -295,19 +323,27 @@ async def test_an_error_in_a_message_breaks_the_stream_off_as_well(
     assert (count, type(error)) == (1, EndpointFailed)
 
 
-@pytest.mark.parametrize("last", [b"<html>", b"", message(3)])
+def of_another_size() -> bytes:
+    answer = schema.ModelStreamInferResponse.FromString(message(2, size=4))
+    answer.infer_response.outputs[0].shape[0] = 3
+    encoded: bytes = answer.SerializeToString()
+    return encoded
+
+
+@pytest.mark.parametrize("last", [b"<html>", b"", b"\x12\x00", of_another_size()])
 async def test_what_should_not_come_breaks_the_stream_off(
     backend: Backend, client: GrpcUpstream, last: bytes
 ) -> None:
-    backend.serve = saying(message(0), message(1, final=True), last)
+    backend.serve = saying(message(0), last)
     count, error = await broken(client)
-    assert (count, type(error)) == (2, EndpointFailed)
+    assert (count, type(error)) == (1, EndpointFailed)
 
 
+@pytest.mark.parametrize("behind", [(), (b"<html>",), (message(3),)])
 async def test_what_goes_wrong_behind_the_final_response_is_of_no_concern(
-    backend: Backend, client: GrpcUpstream
+    backend: Backend, client: GrpcUpstream, behind: tuple[bytes, ...]
 ) -> None:
-    backend.serve = saying(message(1, final=True), status=grpc.StatusCode.INTERNAL)
+    backend.serve = saying(message(1, final=True), *behind, status=grpc.StatusCode.INTERNAL)
     assert [value(each) for each in await answers(client)] == [1]
 
 

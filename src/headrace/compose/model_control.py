@@ -56,7 +56,7 @@ class FolderControl:
     async def config(self, model: str, version: str = "") -> Mapping[str, Any]:
         return self._config_json(self._models.describe(model, version))
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         return self._models.obstacle(model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
@@ -142,7 +142,7 @@ class WholeControl:
             return await self._folder.config(model, version)
         return self._config_json(found)
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         return self._models.obstacle(self._tenant, model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:

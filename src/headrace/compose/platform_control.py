@@ -76,10 +76,14 @@ class PlatformControl:
             config = await self._remote.config(self._tenant, *found)
         return {**config, "name": model}
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         if self._stopping():  # who asks whether to send requests is not to begin now
             return ShuttingDown("this server is shutting down", retry_after_s=_RETRY_AFTER_S)
-        return self._router.obstacle(self._tenant, model, version)
+        obstacle = self._router.obstacle(self._tenant, model, version)
+        found = self._router.remote_target(self._tenant, model, version)
+        if obstacle is not None or found is None or (found[0].is_listed and not found[1]):
+            return obstacle
+        return await self._remote.obstacle(self._tenant, *found)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         if not model:

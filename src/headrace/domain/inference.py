@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
 from headrace.domain.errors import HeadraceError
 from headrace.domain.standing import Standing
 from headrace.domain.tensors import NO_PARAMETERS, InferContent, Parameters, Tensor
+
+#: When a request's time is over, on the monotonic clock, where its parameters are these.
+DeadlineOf: TypeAlias = Callable[[Parameters], float]
 
 
 class Payload(Protocol):
@@ -50,9 +53,10 @@ class InferRequest(msgspec.Struct):
     version: str = ""
     payload: Payload | None = None
     decoded: InferContent | None = None
-    #: Undoes the body's compression, before which nothing else of it can be asked for.
-    #: Raises InvalidRequest.
-    unpack: Callable[[], Awaitable[None]] | None = None
+    #: Undoes the body's compression, before which nothing else of it can be asked for. It is told
+    #: how parameters make a deadline, since it may have to ask what the body's members are.
+    #: Raises InvalidRequest, DeadlineExceeded.
+    unpack: Callable[[DeadlineOf], Awaitable[None]] | None = None
 
     @property
     def content(self) -> InferContent:

@@ -10,6 +10,7 @@ import math
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final, NoReturn
 
 from headrace.domain.calls import Call, Principal
@@ -171,7 +172,7 @@ class Gateway:
             standings = limits.settle(asked, await spent) if isinstance(spent, Future) else spent
         try:
             if request.unpack is not None:
-                await request.unpack()
+                await request.unpack(partial(self._deadline, call))
             if limits is not None and limits.counts_rows(asked):
                 return await limits.spend_rows(asked, _rows(request), standings)
         except HeadraceError as error:
@@ -187,18 +188,24 @@ class Gateway:
         msg = "this server is shutting down"
         raise ShuttingDown(msg, retry_after_s=_RETRY_AFTER_S)
 
+    def _deadline(self, call: Call, parameters: Parameters) -> float:
+        """When the time of a call is over. Raises InvalidRequest."""
+        return call.received + self._timeout_s(_wish_s(call, parameters))
+
+    def _timeout_s(self, wish_s: float) -> float:
+        settings = self._settings
+        if wish_s == math.inf:
+            return settings.default_timeout_s
+        return min(wish_s, settings.max_timeout_s)
+
     def _narrowed(self, request: InferRequest, call: Call) -> Call:
         """The call with its one deadline: the smallest of all wishes, within the maximum."""
-        settings = self._settings
         priority, wish_s = call.priority, call.deadline - call.received
         if parameters := request.parameters:
             if "priority" in parameters:
                 priority = _whole("priority", parameters) or priority
-            if "timeout" in parameters and (timeout_us := _whole("timeout", parameters)):
-                wish_s = min(wish_s, timeout_us / 1e6)
-        timeout_s = settings.default_timeout_s
-        if wish_s != math.inf:
-            timeout_s = min(wish_s, settings.max_timeout_s)
+            wish_s = _wish_s(call, parameters)
+        timeout_s = self._timeout_s(wish_s)
         if timeout_s <= 0:
             msg = "the deadline had passed when the request arrived"
             raise DeadlineExceeded(msg)
@@ -215,6 +222,14 @@ class Gateway:
             call.once,
             call.headers,
         )
+
+
+def _wish_s(call: Call, parameters: Parameters) -> float:
+    """The time that a caller gives its request: by its wire or by a parameter, if at all."""
+    wish_s = call.deadline - call.received
+    if "timeout" in parameters and (timeout_us := _whole("timeout", parameters)):
+        wish_s = min(wish_s, timeout_us / 1e6)
+    return wish_s
 
 
 def _whole(key: str, parameters: Parameters) -> int:

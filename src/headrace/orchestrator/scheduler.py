@@ -51,7 +51,7 @@ class Scheduler:
         queue_limit: int,
         loop: asyncio.AbstractEventLoop,
         metrics: VersionMetrics,
-        clock: Callable[[], float] = time.perf_counter,  # the loop's own has milliseconds only
+        clock: Callable[[], float] = time.monotonic,  # the loop's own has milliseconds only
     ) -> None:
         self._clock = clock
         self.queue = RequestQueue(batching, limit=queue_limit)
@@ -107,9 +107,13 @@ class Scheduler:
         """
         self._in_flight += 1
         if not self._scheduled and self._alone(request):
-            self._same_turn = True
-            self._loop.call_soon(self._end_turn)
-            self._run_here(Run([request], request.rows), request.enqueued)
+            # by the exact clock: the loop's says when the turn began, or the millisecond before
+            if request.deadline <= self._clock():
+                self._give_up(request, _deadline_exceeded())
+            else:
+                self._same_turn = True
+                self._loop.call_soon(self._end_turn)
+                self._run_here(Run([request], request.rows), request.enqueued)
         else:
             try:
                 self.require_time(request.rows, request.level, request.deadline, request.enqueued)
@@ -234,7 +238,7 @@ class Scheduler:
             if isinstance(decision, Wait):
                 self._delay = self._loop.call_at(decision.until, self._dispatch)
                 break
-            if not self._take(decision, now):
+            if not self._take(decision):
                 continue
             if self._bounded and self.times.predict(decision.rows) < _INLINE_BELOW_S:
                 self._run_here(decision, now)
@@ -254,9 +258,10 @@ class Scheduler:
         instance.run, instance.since = run, now
         self._finish(instance, run, instance.run_here(run))
 
-    def _take(self, run: Run, now: float) -> bool:
+    def _take(self, run: Run) -> bool:
         """Take the run's requests out of the queue; False where one is late, or was cancelled."""
         gone = False
+        now = self._clock()  # exactly: earlier runs of this turn took their time, too
         for request in run.requests:
             if request.deadline <= now or request.future.done():
                 gone = True

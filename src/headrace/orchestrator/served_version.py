@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -39,6 +40,7 @@ class ServedVersion:
         loop: asyncio.AbstractEventLoop,
         metrics: VersionMetrics,
         cache: VersionCache | None = None,
+        clock: Callable[[], float] = time.monotonic,  # as the loop's, and finer
     ) -> None:
         executor = executors[0]
         self.model = model
@@ -58,6 +60,7 @@ class ServedVersion:
             queue_limit=queue_limit,
             loop=loop,
             metrics=metrics,
+            clock=clock,
         )
         self.metrics = metrics
         self.cache = cache

@@ -121,10 +121,18 @@ class RequestCheck:
                 raise InvalidRequest(msg)
         missing = [n for n, spec in self._specs.items() if not spec.optional and n not in names]
         if missing:
-            msg = (
-                f"expected {self._required} inputs but got {len(names)} inputs for model "
-                f"'{self._model}'. Missing: {', '.join(repr(name) for name in missing)}"
-            )
+            most = len(self._specs)
+            if self._required == most:
+                told = f"expected {most} inputs but got {len(names)} inputs for"
+            elif len(names) < self._required:
+                told = (
+                    f"expected number of inputs between {self._required} and {most} "
+                    f"but got {len(names)} inputs for"
+                )
+            else:  # as many as would do, of which some are optional
+                told = f"the {len(names)} inputs given are not all that are required for"
+            names_of_missing = ", ".join(map(repr, missing))
+            msg = f"{told} model '{self._model}'. Missing: {names_of_missing}"
             raise InvalidRequest(msg)
 
     def _check_outputs(self, names: Sequence[str]) -> None:

@@ -62,8 +62,11 @@ class ModelControl(Protocol):
         """A version's configuration in Triton's JSON form. Raises as `metadata` does."""
         ...
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
-        """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing."""
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing.
+
+        An endpoint is asked where no check has told of this model and version there.
+        """
         ...
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:

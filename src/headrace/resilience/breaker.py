@@ -157,6 +157,12 @@ class Breaker:
         if ticket == self._ticket and not self.closed:
             self.reopens_at = self.since
 
+    def hopes(self, now: float) -> None:
+        """Something was done about what failed: the next request is a probe."""
+        if self.phase == "open":
+            self.reopens_at = min(self.reopens_at, now)
+            self._next_open_s = self._open_s
+
     def _trips(self, now: float) -> bool:
         if self.consecutive_failures >= self._max_failures:
             return True

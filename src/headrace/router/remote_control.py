@@ -10,9 +10,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from headrace.domain.calls import OPERATOR
-from headrace.domain.errors import Forbidden, HeadraceError, UnknownModel, why
+from headrace.domain.errors import (
+    Forbidden,
+    HeadraceError,
+    ModelNotReady,
+    UnknownModel,
+    Unsupported,
+    why,
+)
 from headrace.ports.model_control import IndexEntry, ModelControl, ModelMetadata
 from headrace.ports.remote_models import RemoteModels
 from headrace.router.fleet import Fleet
@@ -23,7 +31,7 @@ from headrace.router.lane import Lane
 from headrace.router.member import Member
 from headrace.router.pool import Pool
 from headrace.router.reach import reach
-from headrace.router.remote_index import entries, merged
+from headrace.router.remote_index import entries, merged, unavailable
 from headrace.router.remote_reasons import tellable
 from headrace.router.statistics_sum import added_up
 from headrace.router.verdicts import may_retry
@@ -32,6 +40,8 @@ _logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 _Asks: TypeAlias = Callable[[RemoteModels, float], Awaitable[AnswerT]]
+
+_Told: TypeAlias = Sequence[IndexEntry] | HeadraceError
 
 _INDEX_S: Final = 1.0  # operators watch it: one endpoint that hangs must not hold up the others
 _MOST_ASKED: Final = 4  # addresses, one after the other, for an answer that any of them can give
@@ -58,6 +68,7 @@ class RemoteControl:
         self._timeout_s = timeout_s
         self._load_s = load_s
         self._clock = clock
+        self._indexes: WeakKeyDictionary[Member, Sequence[IndexEntry]] = WeakKeyDictionary()
         self._flights = Flights(spawn=fleet.spawn, clock=clock)
 
     async def metadata(self, tenant: str, pool: Pool, version: str) -> ModelMetadata:
@@ -79,6 +90,29 @@ class RemoteControl:
             tenant, pool, ("config", model, version),
             lambda models, deadline: models.config(model, version, deadline),
         )  # fmt: skip
+
+    async def obstacle(self, tenant: str, pool: Pool, version: str) -> HeadraceError | None:
+        """What the addresses that requests go to say of the pool's model; None: it is ready."""
+        model = pool.model
+        question = ("ready", model, version)
+        now = self._clock()
+        deadline = now + min(_INDEX_S, self._timeout_s)
+
+        async def says(member: Member) -> str:
+            async def call() -> str:
+                return await member.upstream.unready(model, version, deadline)
+
+            try:
+                return await self._flights.ask(member, (tenant, question), call, deadline)
+            except HeadraceError as error:
+                return why(error)
+
+        lanes = [lane for lane in pool.lanes if lane.ready(now)][:_MOST_ASKED]
+        problems = await asyncio.gather(*(says(lane.member) for lane in lanes))
+        if "" in problems:
+            return None
+        msg = f"no endpoint says that model '{model}'{f' {version}' if version else ''} is ready"
+        return ModelNotReady(msg, retry_after_s=_INDEX_S)
 
     async def statistics(self, tenant: str, pool: Pool, version: str) -> list[dict[str, Any]]:
         """Statistics of the pool's model, of all its addresses together.
@@ -138,9 +172,18 @@ class RemoteControl:
                 for each in reached
             )
         )  # fmt: skip
-        return merged(
-            here, [e for pair in zip(reached, answers, strict=True) for e in entries(*pair)]
-        )
+        lines: list[IndexEntry] = []
+        for each, of_members in zip(reached, answers, strict=True):
+            lines += entries(each, [(m, self._remembered(m, a)) for m, a in of_members])
+        return merged(here, lines)
+
+    def _remembered(self, member: Member, answer: _Told) -> _Told:
+        """What was told last, as unavailable, of an address that cannot be asked now."""
+        if not isinstance(answer, HeadraceError):
+            self._indexes[member] = answer
+        elif not isinstance(answer, Unsupported) and (known := self._indexes.get(member)):
+            return [unavailable(member, entry.name, entry.version) for entry in known]
+        return answer
 
     async def load(self, tenant: str, pool: Pool, *, config_json: bytes | None = None) -> None:
         """Load or reload the pool's model at every address.
@@ -157,6 +200,9 @@ class RemoteControl:
         )  # fmt: skip
         # at once: who has loaded a model asks it next, and must not wait for the next check
         await asyncio.gather(*(self._fleet.check(member, model) for member in done))
+        for lane in pool.lanes:
+            if lane.member in done:
+                lane.breaker.hopes(self._clock())
 
     async def unload(self, tenant: str, pool: Pool) -> None:
         """Unload the pool's model at every address. Raises as `load` does."""

@@ -21,15 +21,15 @@ def entries(
 ) -> list[IndexEntry]:
     """The lines of one endpoint, out of what each of its addresses answered.
 
-    What it is said to serve is always there: unavailable where nobody can be asked.
+    What it is said to serve is always there: unavailable where nobody can be asked, as is what it
+    was known to have.
     """
     name, found = reached.endpoint.name, []
     for member, answer in answers:
         if isinstance(answer, Unsupported):  # then what is known is what the checks say
             found += [_checked(member, model) for model in sorted(reached.listed)]
         elif isinstance(answer, HeadraceError):
-            why = f"endpoint '{name}' cannot be asked"
-            found += [IndexEntry(m, "", _UNAVAILABLE, why) for m in sorted(reached.listed)]
+            found += [unavailable(member, model) for model in sorted(reached.listed)]
         else:
             told = [entry for entry in answer if reached.counts(entry.name)]
             found += [
@@ -39,6 +39,12 @@ def entries(
     missing = reached.listed - {entry.name for entry in found}
     why = f"endpoint '{name}' does not have it" if answers else f"endpoint '{name}' has no address"
     return [*found, *(IndexEntry(m, "", _UNAVAILABLE, why) for m in sorted(missing))]
+
+
+def unavailable(member: Member, model: str, version: str = "") -> IndexEntry:
+    """The line of a model at an address that does not answer."""
+    why = f"endpoint '{member.endpoint.name}' cannot be asked"
+    return IndexEntry(model, version, _UNAVAILABLE, why)
 
 
 def merged(here: Iterable[IndexEntry], elsewhere: Iterable[IndexEntry]) -> list[IndexEntry]:

@@ -41,6 +41,16 @@ def read_background(headers: Mapping[bytes, bytes]) -> bool:
     return priority is not None and _is_background(priority) is not None
 
 
+def read_deadline(headers: Mapping[bytes, bytes], received: float) -> float:
+    """When the time that the client gives a request is over, counted from `received`.
+
+    Raises:
+        InvalidRequest: Request-Timeout is no number of seconds.
+    """
+    timeout = headers.get(b"request-timeout")
+    return math.inf if timeout is None else received + _seconds(timeout)
+
+
 def read_call(
     headers: Mapping[bytes, bytes],
     ids: RequestIds,
@@ -55,15 +65,11 @@ def read_call(
     Raises:
         InvalidRequest: Request-Timeout is no number of seconds.
     """
-    deadline = math.inf
-    timeout = headers.get(b"request-timeout")
-    if timeout is not None:
-        deadline = received + _seconds(timeout)
     return Call(
         request_id,
         principal,
         received,
-        deadline,
+        read_deadline(headers, received),
         trace=read_trace(headers, ids),
         address=address,
         batch=read_background(headers),

@@ -11,6 +11,7 @@ from headrace.domain.errors import (
     Forbidden,
     HeadraceError,
     InvalidRequest,
+    ModelNotReady,
     ShuttingDown,
     UnknownModel,
 )
@@ -52,7 +53,7 @@ class Here:
         self.done.append(("config", self.tenant, model, version))
         return {"name": model, "backend": "here"}
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         raise AssertionError(f"the router knows of {model} {version}")
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
@@ -163,8 +164,23 @@ async def test_each_tenant_asks_as_itself(stage: Stage) -> None:
     assert (await blue.metadata("m")).platform == "e9"  # e0 is not its own
 
 
+async def test_readiness_is_asked_for_where_nobody_has_checked_it(stage: Stage) -> None:
+    upstream = stage.house.upstreams["http://h:8009"]
+    assert await stage.control.obstacle("x") is None
+    upstream.lacking.add("x")
+    found = await stage.control.obstacle("x", "7")
+    assert isinstance(found, ModelNotReady)
+    assert found.message == "no endpoint says that model 'x' 7 is ready"
+    upstream = stage.house.upstreams["http://h:8000"]
+    checked = upstream.checked
+    assert await stage.control.obstacle("m") is None
+    assert upstream.checked == checked  # active checks have told
+    await stage.control.obstacle("m", "2")
+    assert upstream.checked == checked + 1
+
+
 async def test_a_process_that_stops_is_ready_for_no_model(stage: Stage) -> None:
-    assert stage.control.obstacle("here") is None
+    assert await stage.control.obstacle("here") is None
     stage.stopping = True
-    assert isinstance(stage.control.obstacle("here"), ShuttingDown)
-    assert isinstance(stage.control.of("other").obstacle("here"), ShuttingDown)
+    assert isinstance(await stage.control.obstacle("here"), ShuttingDown)
+    assert isinstance(await stage.control.of("other").obstacle("here"), ShuttingDown)

@@ -23,7 +23,7 @@ from headrace.domain.errors import (
     UnknownModel,
 )
 from headrace.domain.idempotency import IdempotencyKey, Once
-from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.inference import DeadlineOf, InferRequest, InferResponse
 from headrace.domain.scopes import EVERYTHING, grants
 from headrace.domain.standing import Standing
 from headrace.domain.tensors import InferContent, Parameters, Tensor
@@ -470,7 +470,7 @@ class Packed:
         self.unpacked = False
         self._rows = rows
 
-    async def unpack(self) -> None:
+    async def unpack(self, _: DeadlineOf) -> None:
         self.unpacked = True
 
     def rows(self) -> int | None:

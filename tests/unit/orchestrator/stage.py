@@ -169,6 +169,7 @@ class Stage:
         queue_limit: int = 1000,
     ) -> None:
         self.clock = Clock()
+        self.behind_s = 0.0  # that the loop's clock lags behind the exact one
         self.metrics = OrchestratorMetrics(Metrics(version="test")).version("m", "1")
         self.scheduler = Scheduler(
             executors,
@@ -178,7 +179,7 @@ class Stage:
             queue_limit=queue_limit,
             loop=self.clock.loop,
             metrics=self.metrics,
-            clock=self.clock.time,
+            clock=lambda: self.clock.time() + self.behind_s,
         )
         self.requests: list[Pending] = []
 

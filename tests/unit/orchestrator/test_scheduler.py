@@ -338,6 +338,18 @@ async def test_a_request_that_comes_alone_and_late_is_not_run(ticks: Ticks) -> N
     assert lone.stage.left_over == NOTHING
 
 
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_is_late_by_the_exact_clock_is_not_run(ticks: Ticks, alone: bool) -> None:  # noqa: FBT001
+    lone = Lone(ticks)
+    if alone:
+        await lone.asked(1)
+    lone.stage.behind_s = 0.001
+    (outcome,) = await _outcomes(lone.stage.send(1, within_s=0.000001))
+    assert isinstance(outcome, DeadlineExceeded)
+    assert lone.executor.asked == []
+    assert lone.stage.left_over == NOTHING
+
+
 async def test_the_first_request_waits_for_company(ticks: Ticks) -> None:
     assert await Lone(ticks).together() == [[1, 2]]
 

@@ -57,6 +57,7 @@ class House:
             queue_limit=queue_limit,
             loop=self.clock.loop,
             metrics=OrchestratorMetrics(Metrics(version="test")).version("m", "3"),
+            clock=self.clock.time,
         )
 
     async def infer(

@@ -204,7 +204,13 @@ def test_an_optional_input_may_be_missing_and_another_may_not() -> None:
     optional = TensorSpec("mask", "BOOL", (-1, -1), optional=True)
     check = _check(IDS, optional)
     assert _bind(check, _ids(1, 4)).rows == 1
-    assert "Missing: 'ids'" in _problem(check, _mask(1, 1))
+    assert _problem(check, _mask(1, 1)) == (
+        "the 1 inputs given are not all that are required for model 'bert'. Missing: 'ids'"
+    )
+    assert _problem(check) == (
+        "expected number of inputs between 1 and 2 but got 0 inputs for model 'bert'. "
+        "Missing: 'ids'"
+    )
 
 
 def test_an_input_that_is_sent_twice_is_refused() -> None:

@@ -177,6 +177,20 @@ def test_one_that_closed_opens_again_by_what_failed_since() -> None:
     assert not breaker.closed
 
 
+def test_news_that_it_may_work_again_admits_a_probe_at_once() -> None:
+    breaker = new(log := Log(), open_s=8.0, max_open_s=64.0)
+    fail(breaker, START, 5)
+    assert not breaker.admits(START + 1)
+    breaker.hopes(START + 1)
+    breaker.failed(breaker.begin(START + 1), START + 1)
+    assert not breaker.admits(START + 8.9)  # as open as it was at first, not longer
+    breaker.hopes(START + 2)
+    breaker.succeeded(breaker.begin(START + 2), START + 2)
+    assert log.phases == ["closed", "open", "half-open", "open", "half-open", "closed"]
+    breaker.hopes(START + 3)
+    assert breaker.phase == "closed"
+
+
 def test_each_failed_probe_doubles_the_open_time_up_to_the_longest() -> None:
     breaker = opened(max_open_s=5.0)
     now = START

@@ -44,7 +44,7 @@ class HereModels:
         del version
         return {"name": model}
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         del model, version
         return None
 
@@ -260,6 +260,22 @@ async def test_what_cannot_be_asked_is_unavailable_and_says_no_address(house: Ro
     ]
 
 
+async def test_what_an_endpoint_was_known_to_have_is_unavailable_while_it_cannot_be_asked(
+    house: RouterHouse,
+) -> None:
+    await house.put(endpoint(9, models=[]))
+    told(house, 9).states = {"x": "READY"}
+    asked = control(house)
+    assert lines(await asked.index("default", [])) == [("x", "1", "READY")]
+    told(house, 9).fails = failed()
+    assert await asked.index("default", []) == [
+        IndexEntry("x", "1", "UNAVAILABLE", "endpoint 'e9' cannot be asked")
+    ]
+    told(house, 9).fails = None
+    told(house, 9).states = {}
+    assert await asked.index("default", []) == []
+
+
 async def test_the_index_does_not_wait_for_what_hangs(house: RouterHouse) -> None:
     await house.put(endpoint(0, models=["a"]), endpoint(1, models=["b"]))
     told(house, 0).hangs = asyncio.get_running_loop().create_future()
@@ -359,6 +375,18 @@ async def test_what_was_just_loaded_is_asked_at_once() -> None:
         assert not lane.ready(house.clock.now)
         await control(house).load("default", pool(house))
         assert lane.ready(house.clock.now)
+
+
+async def test_a_model_that_was_just_loaded_is_tried_though_its_breaker_is_open() -> None:
+    async with RouterHouse() as house:
+        await house.put(endpoint(0))
+        (lane,) = house.lanes
+        now = house.clock.now
+        for _ in range(5):
+            lane.breaker.failed(lane.breaker.begin(now), now)
+        assert not lane.ready(now)
+        await control(house).load("default", pool(house))
+        assert lane.ready(now)
 
 
 async def test_a_load_goes_on_when_nobody_waits_for_it_any_more(house: RouterHouse) -> None:

@@ -86,7 +86,7 @@ class ControlRpcs:
 
     async def _model_ready(self, models: ModelControl, request: Any) -> Any:
         # as Triton's, this asks and does not fail: clients poll it until a model is there
-        return schema.ModelReadyResponse(ready=models.obstacle(*_names(request)) is None)
+        return schema.ModelReadyResponse(ready=await models.obstacle(*_names(request)) is None)
 
     async def _server(self, _: ModelControl, __: Any) -> Any:
         return schema.ServerMetadataResponse(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from headrace.domain.calls import Call
+from headrace.domain.errors import Unsupported
 from headrace.domain.inference import InferRequest
 from headrace.domain.names import require_name
 from headrace.ports.inference import InferenceService
@@ -17,6 +18,13 @@ from headrace.transport.oip_grpc.payload import GrpcPayload
 from headrace.transport.oip_grpc.reply import GrpcReply
 from headrace.transport.oip_grpc.response import encode
 from headrace.transport.oip_grpc.structure import check_structure
+from headrace.transport.triton_words import DECOUPLED
+
+#: What clients are told where an endpoint of REST speaks of its own wire.
+_ANSWERS_ONCE: Final = (
+    f"ModelInfer RPC {DECOUPLED}; over REST this endpoint answers once: give its gRPC address, too "
+    "(`grpc_url`), and ask by ModelStreamInfer"
+)
 
 
 class InferRpc:
@@ -33,7 +41,12 @@ class InferRpc:
     async def infer(self, exchange: Exchange) -> bytes:
         """Answer one ModelInferRequest."""
         request, call = to_call(read_message(exchange), exchange, self._ids)
-        response = await self._service.infer(request, call)
+        try:
+            response = await self._service.infer(request, call)
+        except Unsupported as error:
+            if error.message.startswith("HTTP") and error.message.endswith(DECOUPLED):
+                raise Unsupported(_ANSWERS_ONCE) from error
+            raise
         exchange.version = response.version
         exchange.standings, exchange.run_s = response.standings, response.run_s
         exchange.target = response.target

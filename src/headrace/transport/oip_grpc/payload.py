@@ -138,21 +138,7 @@ def from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any)
     Raises:
         InvalidRequest: they are not of `datatype`, or do not fit `shape`.
     """
-    field = _CONTENTS.get(datatype)
-    if field is None:
-        msg = f"input '{name}' is {datatype}, which has no contents; send raw_input_contents"
-        raise InvalidRequest(msg)
-    for descriptor, _ in contents.ListFields():
-        if descriptor.name != field:
-            msg = f"input '{name}' is {datatype} and takes {field}, but has {descriptor.name}"
-            raise InvalidRequest(msg)
-    elements = getattr(contents, field)
-    if len(elements) != math.prod(shape):
-        msg = (
-            f"input '{name}' has {len(elements)} elements in {field}, "
-            f"but shape {list(shape)} takes {math.prod(shape)}"
-        )
-        raise InvalidRequest(msg)
+    elements = require_contents(name, datatype, shape, contents)
     if datatype == "BYTES":
         array: Array = np.empty(len(elements), dtype=np.object_)
         array[:] = elements
@@ -161,6 +147,32 @@ def from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any)
     else:
         array = np.fromiter(elements, DATATYPES[datatype].dtype, len(elements))
     return shaped(name, array, shape)
+
+
+def require_contents(
+    name: str, datatype: str, shape: Sequence[int], contents: Any
+) -> Sequence[Any]:
+    """The elements in the typed contents of a tensor, as many as `shape` takes.
+
+    Raises:
+        InvalidRequest: they are not of `datatype`, or do not fit `shape`.
+    """
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        msg = f"input '{name}' is {datatype}, which has no contents; send raw_input_contents"
+        raise InvalidRequest(msg)
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != field:
+            msg = f"input '{name}' is {datatype} and takes {field}, but has {descriptor.name}"
+            raise InvalidRequest(msg)
+    elements: Sequence[Any] = getattr(contents, field)
+    if len(elements) != math.prod(shape):
+        msg = (
+            f"input '{name}' has {len(elements)} elements in {field}, "
+            f"but shape {list(shape)} takes {math.prod(shape)}"
+        )
+        raise InvalidRequest(msg)
+    return elements
 
 
 def _narrowed(name: str, datatype: str, wide: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from headrace.domain.errors import EndpointFailed, InvalidRequest
+from headrace.domain.errors import EndpointFailed, InvalidRequest, ModelLoadFailed
 from headrace.ports.model_control import IndexEntry, ModelMetadata
 from headrace.transport.model_reports import (
     MAX_REPORT_BYTES,
@@ -81,7 +81,7 @@ class GrpcModels:
             # Triton tells of its own failures and of unusable models by one status
             _, _, text = error.reason.partition(": ")
             if text.startswith("failed to load '"):
-                raise InvalidRequest(text) from error
+                raise ModelLoadFailed(text) from error
             raise
 
     async def unload(self, model: str, deadline: float) -> None:

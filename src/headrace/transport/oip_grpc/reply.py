@@ -10,17 +10,21 @@ from headrace.domain.errors import EndpointFailed, InvalidRequest
 from headrace.domain.inference import Answered
 from headrace.domain.tensors import NO_PARAMETERS, Tensor
 from headrace.transport.oip_grpc import schema
+from headrace.transport.oip_grpc.outputs import check_outputs
 from headrace.transport.oip_grpc.payload import from_contents, read_parameters, require_form
 from headrace.transport.oip_grpc.structure import check_structure, fields
 
 _RAW_OUTPUT_CONTENTS: Final = 6  # of ModelInferResponse
 _FINAL: Final = "triton_final_response"
+_WALKED_BYTES: Final = 1024 * 1024  # of an answer whose BYTES are looked through
 _MAX_FIELDS: Final = 4096  # of an answer: outputs, their contents and parameters
 
 
 class GrpcReply:
     """A ModelInferResponse as it came. All but its raw contents is parsed, and so known to be one.
 
+    Each output is known to have a datatype, a shape, and contents of the size that the two take;
+    where the whole is not large, BYTES are known to have lengths that fit as well.
     Raises EndpointFailed when made of anything else.
     """
 
@@ -32,18 +36,29 @@ class GrpcReply:
             head, self._raw = _split(body)
             # the fields that it looks at have the same numbers in a request
             check_structure(head)
-            self._message = schema.parse(schema.ModelInferResponse, head)
+            message = self._message = schema.parse(schema.ModelInferResponse, head)
+            outputs = message.outputs
+            if self._raw and len(self._raw) != len(outputs):
+                counts = f"{len(outputs)} outputs, {len(self._raw)} raw_output_contents"
+                raise no_answer(counts)
+            if outputs:
+                check_outputs(outputs, self._raw, walk=len(body) <= _WALKED_BYTES)
+            elif not message.model_name and not self.final:
+                raise no_answer("a message with neither outputs nor a model's name")
         except InvalidRequest as error:
             raise no_answer(error.message) from error
-        if self._raw and len(self._raw) != len(self._message.outputs):
-            counts = f"{len(self._message.outputs)} outputs, {len(self._raw)} raw_output_contents"
-            raise no_answer(counts)
 
     @property
     def version(self) -> str:
         """The version that answered, "" where the endpoint does not tell."""
         version: str = self._message.model_version
         return version
+
+    @property
+    def id(self) -> str:
+        """The id of the request, as the endpoint has it."""
+        name: str = self._message.id
+        return name
 
     @property
     def final(self) -> bool:

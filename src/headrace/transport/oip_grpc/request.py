@@ -21,6 +21,14 @@ _RAW_INPUT_CONTENTS: Final = bytes([7 << 3 | 2])
 _TIMEOUTS: Final = tuple(
     b"%c%c\x0a\x07timeout\x12%c\x10" % (4 << 3 | 2, 12 + size, 1 + size) for size in range(11)
 )
+_WANTS_EMPTY_FINAL: Final = b"triton_enable_empty_final_response"
+#: An entry of a ModelInferRequest's `parameters`, to be put behind it: a stream's end is told, in a
+#: response of its own where it has to be.
+WANTS_EMPTY_FINAL: Final = (
+    b"%c%c\x0a%c" % (4 << 3 | 2, len(_WANTS_EMPTY_FINAL) + 6, len(_WANTS_EMPTY_FINAL))
+    + _WANTS_EMPTY_FINAL
+    + b"\x12\x02\x08\x01"
+)
 #: Says how REST's outputs are sent; all of gRPC's are raw.
 _REST_ONLY: Final = "binary_data_output"
 

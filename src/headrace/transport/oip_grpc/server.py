@@ -35,6 +35,15 @@ Compression: TypeAlias = Literal["none", "gzip", "deflate"]
 # A level, since the library compares that with what the client takes, which it does not do with
 # an algorithm: its lowest level prefers gzip, its highest deflate.
 _LEVELS: Final[Mapping[Compression, int]] = {"none": 0, "gzip": 1, "deflate": 3}
+# The library hands out one request in each turn of the event loop; the others wait in its queue. A
+# burst that the loop takes a second for is beyond its own bounds of that queue, and the requests
+# that it ends then come back as CANCELLED, for which clients blame themselves. A request that waits
+# there takes about 4 KB.
+_MAX_STREAMS: Final = 1024  # of a connection; a client that has more keeps the others waiting
+_PENDING: Final = 32 * 1024  # of all connections; beyond it some are ended
+_MAX_PENDING: Final = 64 * 1024  # beyond it all are
+#: How long a stream on which nothing is under way has for its client's end, when it shall end.
+_LAST_WORD_S: Final = 0.1
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -69,6 +78,9 @@ class GrpcServer:
                 ("grpc.max_metadata_size", limits.max_head_bytes),
                 ("grpc.absolute_max_metadata_size", limits.max_head_bytes),
                 ("grpc.default_compression_level", _LEVELS[compression]),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.server.max_pending_requests", _PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
                 ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
             ],
         )
@@ -85,7 +97,7 @@ class GrpcServer:
         return cls(server, methods, (host, port))
 
     async def drain(self, grace_s: float) -> bool:
-        """Refuse what is new, answer what is under way, then close; idle streams end at once.
+        """Refuse what is new, answer what is under way, then close; idle streams end soon.
 
         Whoever is not done after `grace_s` seconds is cut off; False then.
         """
@@ -174,6 +186,9 @@ class _Stream:
         self._writing = asyncio.Lock()  # the library takes one message at a time
         self._draining = False
         self._ended = False
+        self._half_closed = False
+        self._waited = False
+        self._last_word: asyncio.TimerHandle | None = None
         self._stream = GrpcStream(
             _headers(context.invocation_metadata()),
             self._messages(),
@@ -205,9 +220,24 @@ class _Stream:
                 details=error.message,
                 trailers=(("x-error-code", error.code),),
             )
+        finally:
+            if self._last_word is not None:
+                self._last_word.cancel()
 
     def _look(self) -> None:
-        if self._draining and not self._ended and not self._stream.under_way:
+        """Give a client whose requests are all answered the time to say that it has no more."""
+        if not self._draining or self._stream.under_way:
+            return
+        if self._last_word is None:
+            loop = asyncio.get_running_loop()
+            self._last_word = loop.call_later(_LAST_WORD_S, self._end)
+        elif self._waited:  # once: whoever asks one thing after another is to stop
+            self._end()
+
+    def _end(self) -> None:
+        self._waited = True
+        # of a client that has said so, the handler returns by itself
+        if not self._half_closed and not self._ended and not self._stream.under_way:
             self._ended = True
             if self._task is not None:
                 self._task.cancel()
@@ -216,6 +246,7 @@ class _Stream:
         with _gone():
             while (message := await self._context.read()) is not grpc.aio.EOF:
                 yield message
+            self._half_closed = True
 
     async def _send(self, message: bytes) -> None:
         async with self._writing:

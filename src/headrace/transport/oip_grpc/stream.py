@@ -32,6 +32,7 @@ _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _WANTS_STATUS: Final = b"triton_grpc_error"  # a header: errors end the stream, as its status
 
 _INFER_RESPONSE: Final = bytes([2 << 3 | 2])  # its number in ModelStreamInferResponse
+_ID: Final = bytes([3 << 3 | 2])  # its number in ModelInferResponse
 _OUTPUTS: Final = 5  # of ModelInferResponse
 
 
@@ -176,13 +177,13 @@ class _Conversation:
                 async for response in responses:
                     exchange.version = response.version
                     if last is not None:
-                        await self._send(last, exchange)
+                        await self._send(last, message, exchange)
                         sent += 1
                     # nothing follows a final one, so what lies behind is let go before it waits
                     last = response if response.final else None
                     if last is None:
                         place.waive()
-                        await self._send(response, exchange)
+                        await self._send(response, message, exchange)
                         sent += 1
         finally:
             if ended is not None:
@@ -190,7 +191,7 @@ class _Conversation:
         if last is not None and (wants_empty or not _is_empty(last)):
             if not sent:
                 await place.turn()
-            await self._send(last, exchange)
+            await self._send(last, message, exchange)
         elif wants_empty:
             await self._write(_empty(message), exchange)
 
@@ -209,15 +210,20 @@ class _Conversation:
         if self._sequences.get((request.model, sequence)) is ended:
             del self._sequences[request.model, sequence]
 
-    async def _send(self, response: InferResponse, exchange: Exchange) -> None:
+    async def _send(self, response: InferResponse, message: Any, exchange: Exchange) -> None:
         reply = response.reply
+        named = b""
         if isinstance(reply, GrpcReply):
             body = reply.body
+            if reply.id != message.id:
+                # the client tells its requests apart by it; of a field the last value counts
+                own = message.id.encode()
+                named = _ID + varint(len(own)) + own
         else:
             response.unpack()
+            response.id = message.id
             body = encode(response)
-        mark = _MARKS[response.final]
-        await self._write((body, mark), exchange)
+        await self._write((body, named, _MARKS[response.final]), exchange)
 
     async def _write(self, parts: tuple[bytes, ...], exchange: Exchange) -> None:
         size = sum(map(len, parts))

@@ -42,7 +42,7 @@ from headrace.transport.oip_grpc import answers, schema
 from headrace.transport.oip_grpc.answers import one_line
 from headrace.transport.oip_grpc.remote_models import METHODS, GrpcModels
 from headrace.transport.oip_grpc.reply import GrpcReply, no_answer
-from headrace.transport.oip_grpc.request import encode
+from headrace.transport.oip_grpc.request import WANTS_EMPTY_FINAL, encode
 from headrace.transport.oip_grpc.settings import GrpcClientSettings
 from headrace.transport.triton_words import meaning
 
@@ -137,31 +137,33 @@ class GrpcUpstream:
     async def stream(self, request: InferRequest, call: Call) -> Responses:
         """See Upstream.stream: one call of ModelStreamInfer, whose end is the stream's.
 
-        Each response is read when it is asked for. Servers that do not tell which response is the
-        last give none that is `final`. One that has no streams is asked as by `infer`.
+        Each response is read when it is asked for. What comes behind a final one is not waited
+        for. Servers that do not tell which response is the last give none that is `final`, and
+        have to give one. A server that has no streams is asked as by `infer`.
         """
         begun = self._clock()
-        message = encode(request, self._left_us(call, begun))
+        # so that no response at all can be told from an answer that was lost
+        message = encode(request, self._left_us(call, begun)) + WANTS_EMPTY_FINAL
         left_s = self._left_s(call.deadline)
         channel = self._least_busy()
         channel.busy += 1
         rpc = channel.open(message, left_s, [*_about(call), _STRICT])
-        count, ended = 0, False
+        count = 0
         try:
             while (answer := await rpc.read()) is not grpc.aio.EOF:
-                if ended:
-                    raise no_answer("a response behind the final one")
                 count += 1
                 reply = answers.read(answer)
                 response = self._response(request, reply, begun)
-                ended = response.final = reply.final
+                response.final = reply.final
                 yield response
+                if response.final:
+                    return
         except grpc.aio.AioRpcError as error:
-            if ended:  # nothing is missing
-                return
             if count or not _has_no_streams(error):
                 raise _translated(error) from error
         else:
+            if not count:
+                raise no_answer("a stream that ended without a response")
             return
         finally:
             rpc.cancel()  # whatever ended this, the endpoint is told; of what is over it is nothing
@@ -353,7 +355,8 @@ def _translated(error: grpc.aio.AioRpcError) -> HeadraceError:
     match code:
         case _Code.DEADLINE_EXCEEDED:
             return _late()
-        case _Code.INVALID_ARGUMENT | _Code.OUT_OF_RANGE:
+        # one that exists already is a model's own refusal, as by REST
+        case _Code.INVALID_ARGUMENT | _Code.OUT_OF_RANGE | _Code.ALREADY_EXISTS:
             return InvalidRequest(one_line(text) or "the endpoint refused the request as invalid")
         case _Code.NOT_FOUND:
             return UnknownModel(one_line(text) or "the endpoint does not know the model")

@@ -5,8 +5,12 @@ Source: open-inference-protocol `inference_rest.md`; Triton `docs/protocol/exten
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -28,6 +32,8 @@ from headrace.transport.access import (
     Rule,
     caller_of,
 )
+from headrace.transport.call_headers import read_deadline
+from headrace.transport.in_time import in_time
 from headrace.transport.oip_rest.payload import refuse_duplicate_keys
 from headrace.transport.oip_rest.server_settings import LogLevel, RequestTimelines
 
@@ -44,6 +50,9 @@ EXTENSIONS: Final = (
     "trace",
     "logging",
 )
+_logger = logging.getLogger(__name__)
+
+_EARLY_S: Final = 0.01  # that a loop's timer may come before its time
 _MAX_CONTROL_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -57,12 +66,15 @@ class ControlWire:
         version: str,
         ready: Callable[[], bool],
         timelines: RequestTimelines,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
         self._version = version
         self._ready = ready
         self._timelines = timelines
+        self._clock = clock
         self._log_level = LogLevel()
+        self._changes: set[asyncio.Task[None]] = set()  # that go on without their callers
 
     def routes(self) -> list[GuardedRoute]:
         """All routes, most specific first."""
@@ -97,8 +109,19 @@ class ControlWire:
             routes += [(method, path, ANY, _no_shared_memory) for method in ("GET", "POST")]
         paths: dict[str, dict[str, tuple[Rule, Endpoint]]] = {}
         for method, path, rule, endpoint in routes:
-            paths.setdefault(path, {})[method] = (rule, endpoint)
+            paths.setdefault(path, {})[method] = (rule, self._timely(endpoint))
         return [GuardedRoute(path, endpoints) for path, endpoints in paths.items()]
+
+    def _timely(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint, which answers within the time that a request is given by its header."""
+
+        async def timely(request: Request) -> Response:
+            received = self._clock()
+            deadline = read_deadline(dict(request.scope["headers"]), received)
+            async with in_time(deadline, self._clock):
+                return await endpoint(request)
+
+        return timely
 
     async def _server(self, _: Request) -> Response:
         return JSONResponse(
@@ -126,7 +149,7 @@ class ControlWire:
 
     async def _model_ready(self, request: Request) -> Response:
         name, version = _names(request)
-        obstacle = self._of(request).obstacle(name, version)
+        obstacle = await self._of(request).obstacle(name, version)
         if obstacle is not None:
             raise obstacle
         return JSONResponse({"name": name, "ready": True})
@@ -171,20 +194,42 @@ class ControlWire:
         except UnicodeEncodeError:
             msg = "parameters.config holds a lone surrogate, which is not text"
             raise InvalidRequest(msg) from None
-        await self._of(request).load(name, config_json=config_json)
+        await self._change(request, self._of(request).load(name, config_json=config_json))
         return Response()
 
     async def _unload(self, request: Request) -> Response:
         name, _ = _names(request)
         _parameters(await _json(request))
-        await self._of(request).unload(name)
+        await self._change(request, self._of(request).unload(name))
         return Response()
 
+    async def _change(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for a load or unload. It goes on where the caller's time ends before it does."""
+        deadline = read_deadline(dict(request.scope["headers"]), self._clock())
+        if deadline == math.inf:
+            await work
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            if self._clock() < deadline - _EARLY_S:  # the client has gone
+                task.cancel()
+            self._changes.add(task)
+            task.add_done_callback(self._changed)
+            raise
+        task.result()
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.warning("a load or unload failed after its caller's time: %s", error)
+
     async def _get_trace(self, request: Request) -> Response:
-        return JSONResponse(self._timelines.get(self._traced_model(request)))
+        return JSONResponse(self._timelines.get(await self._traced_model(request)))
 
     async def _set_trace(self, request: Request) -> Response:
-        model = self._traced_model(request)
+        model = await self._traced_model(request)
         return JSONResponse(self._timelines.update(await _json(request), model))
 
     async def _get_logging(self, _: Request) -> Response:
@@ -196,11 +241,11 @@ class ControlWire:
     def _of(self, request: Request) -> ModelControl:
         return self._models.of(caller_of(request.scope).tenant)
 
-    def _traced_model(self, request: Request) -> str:
+    async def _traced_model(self, request: Request) -> str:
         if "model" not in request.path_params:
             return ""
         name, _ = _names(request)
-        obstacle = self._of(request).obstacle(name)
+        obstacle = await self._of(request).obstacle(name)
         if isinstance(obstacle, UnknownModel):
             raise obstacle
         return name

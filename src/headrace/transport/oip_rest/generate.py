@@ -18,7 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.domain.calls import Call
-from headrace.domain.errors import HeadraceError, InvalidRequest, Overloaded, PayloadTooLarge
+from headrace.domain.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+)
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.names import require_name
 from headrace.ports.inference import InferenceService, Responses
@@ -28,6 +34,7 @@ from headrace.transport.access import RUN_MODEL, GuardedRoute, caller_of
 from headrace.transport.call_headers import read_call
 from headrace.transport.dialect import INTERNAL
 from headrace.transport.http.host import AsgiMessage, AsgiReceive, AsgiSend
+from headrace.transport.in_time import in_time
 from headrace.transport.limit_headers import limit_headers
 from headrace.transport.oip_rest.generate_payload import GeneratePayload
 from headrace.transport.oip_rest.generate_response import error_json, event, to_json
@@ -49,7 +56,7 @@ _STREAM: Final = (
 )
 
 #: What is answered, to what, and what the access log is to know of it.
-_Asked: TypeAlias = tuple[Responses, Call, Told]
+_Asked: TypeAlias = tuple[Responses, Call, GeneratePayload, Told]
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
@@ -92,7 +99,7 @@ class GenerateWire:
         ]
 
     async def _generate(self, request: Request) -> Response:
-        async with self._asked(request) as (responses, call, told):
+        async with self._asked(request) as (responses, call, _, told):
             found: InferResponse | None = None
             document = b""
             async for response in responses:
@@ -116,28 +123,34 @@ class GenerateWire:
         return _Streamed(lambda send: self._stream(request, send))
 
     async def _stream(self, request: Request, send: AsgiSend) -> None:
-        head = _Head(send)
-        async with self._asked(request) as (responses, _, told):
+        head, last = _Head(send), b""
+        async with self._asked(request) as (responses, _, payload, told):
             try:
                 async for response in responses:
                     told.version = response.version
                     document = to_json(response)
                     await head.begin(response)
-                    if document is not None:
-                        await send(_part(event(document)))
+                    if document is None:
+                        continue
+                    try:
+                        async with in_time(payload.deadline, self._clock):
+                            await send(_part(event(document)))
+                    except DeadlineExceeded as error:  # nobody reads
+                        await responses.athrow(error)  # which raises it: all count it as what it is
             except HeadraceError as error:
                 if not head.sent:
                     raise
                 told.code = error.code
-                await send(_part(event(error_json(error))))
+                last = event(error_json(error))
             except Exception:
                 if not head.sent:
                     raise
                 _logger.exception("a stream broke off", extra={"request_id": _id_of(request)})
                 told.code = INTERNAL.code
-                await send(_part(event(error_json(INTERNAL))))
+                last = event(error_json(INTERNAL))
         await head.begin(None)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # the last piece waits for no reader, and the request holds nothing any more
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     @asynccontextmanager
     async def _asked(self, request: Request) -> AsyncIterator[_Asked]:
@@ -173,7 +186,7 @@ class GenerateWire:
             del body  # the payload lets it go
             asked = InferRequest(model, version, payload, unpack=payload.unpack)
             async with aclosing(self._service.stream(asked, call)) as responses:
-                yield responses, call, told
+                yield responses, call, payload, told
         if begun_ns and not told.code:
             self._timelines.record(model, told.version, call.request_id, begun_ns)
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Final
+
 from headrace.domain.errors import InvalidRequest
-from headrace.domain.inference import rows_of
-from headrace.domain.tensors import InferContent, Parameters
+from headrace.domain.inference import DeadlineOf, rows_of
+from headrace.domain.models import TensorSpec
+from headrace.domain.tensors import NO_PARAMETERS, InferContent, Parameters
 from headrace.transport.oip_rest.compression import decompressed
-from headrace.transport.oip_rest.generate_request import read_members, to_content
+from headrace.transport.oip_rest.generate_request import (
+    Members,
+    read_members,
+    timeout_of,
+    to_content,
+)
 from headrace.transport.oip_rest.learnt_inputs import Asked, LearntInputs
+
+#: A member `timeout` may turn out to be an input: that long the model's inputs are waited for.
+_LEAST_US: Final = 50_000
 
 
 class GeneratePayload:
@@ -29,12 +42,14 @@ class GeneratePayload:
         self._asked = asked
         self._learnt = learnt
         self._content = InferContent([])
+        self.deadline = math.inf  # known once it is unpacked
 
-    async def unpack(self) -> None:
+    async def unpack(self, deadline_of: DeadlineOf) -> None:
         """Decompress and decode; the body is let go.
 
         Raises:
             InvalidRequest: it does not fit the model.
+            DeadlineExceeded: what the model takes could not be learnt in time.
             UnknownModel, ModelNotReady and the like: see ModelControl.metadata.
         """
         body, self._body = self._body, b""
@@ -42,14 +57,21 @@ class GeneratePayload:
             body = await decompressed(body, self._coding, self._max_body_bytes)
         members = read_members(body)
         known = self._learnt.known(self._asked)
-        inputs = await self._learnt.learn(self._asked) if known is None else known
-        try:
+        if known is None:
+            inputs = await self._learn(members, deadline_of)
             self._content = to_content(members, inputs)
-        except InvalidRequest:
-            if known is None:
-                raise
-            # another version may have taken its place meanwhile
-            self._content = to_content(members, await self._learnt.learn(self._asked))
+        else:
+            try:
+                self._content = to_content(members, known)
+            except InvalidRequest:
+                # another version may have taken its place meanwhile
+                self._content = to_content(members, await self._learn(members, deadline_of))
+        self.deadline = deadline_of(self._content.parameters)
+
+    async def _learn(self, members: Members, deadline_of: DeadlineOf) -> Sequence[TensorSpec]:
+        timeout_us = timeout_of(members)
+        asked_us = {"timeout": max(timeout_us, _LEAST_US)} if timeout_us else NO_PARAMETERS
+        return await self._learnt.learn(self._asked, deadline_of(asked_us))
 
     def decode(self) -> InferContent:
         return self._content

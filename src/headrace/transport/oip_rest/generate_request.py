@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,7 @@ _Parameter: TypeAlias = bool | int | float | str
 
 PARAMETERS: Final = "parameters"
 _ID: Final = "id"
+_TIMEOUT: Final = "timeout"
 _MAX_MEMBERS: Final = 1024
 _MAX_NAME: Final = 64  # characters of a name that messages repeat
 _RESERVED: Final = "triton_"
@@ -37,6 +38,7 @@ _LIST_OF_LISTS: Final = re.compile(rb"\s*\[\s*\[")
 
 _decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_parameter: Final = msgspec.json.Decoder(_Parameter).decode
+_decode_timeout: Final = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0)]).decode
 _decode_id: Final = msgspec.json.Decoder(str).decode
 
 
@@ -64,6 +66,16 @@ def read_members(text: bytes | msgspec.Raw, what: str = "the request body") -> M
             refuse_duplicate_keys(bytes(text))
         return members
     raise InvalidRequest(msg)
+
+
+def timeout_of(members: Members) -> int:
+    """The member `timeout`, or that of `parameters`, as far as it may be a parameter; 0: none."""
+    nested = members.get(PARAMETERS)
+    try:
+        raw = members.get(_TIMEOUT) or (nested and _decode_members(nested).get(_TIMEOUT))
+        return _decode_timeout(raw) if raw else 0
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return 0
 
 
 def to_content(members: Members, inputs: Sequence[TensorSpec]) -> InferContent:

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from headrace.domain.calls import UNKNOWN, Call
 from headrace.domain.errors import HeadraceError, InvalidRequest
-from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.inference import DeadlineOf, InferRequest, InferResponse
 from headrace.domain.names import require_name
 from headrace.ports.authentication import Authenticate
 from headrace.ports.inference import InferenceService
@@ -172,7 +172,7 @@ class InferWire:
                 )
         return answer
 
-    async def _unpack(self, payload: RestPayload, coding: bytes) -> None:
+    async def _unpack(self, payload: RestPayload, coding: bytes, _: DeadlineOf) -> None:
         payload.received = await decompressed(payload.body, coding, self._max_body_bytes)
 
     async def _compressed(

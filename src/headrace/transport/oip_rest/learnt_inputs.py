@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -9,6 +10,7 @@ import msgspec
 
 from headrace.domain.models import TensorSpec
 from headrace.ports.model_control import ModelControl
+from headrace.transport.in_time import in_time
 
 #: Tenant, model and version; the latter is "" where none is named.
 Asked: TypeAlias = tuple[str, str, str]
@@ -35,10 +37,14 @@ class LearntInputs:
         learnt = self._learnt.get(asked)
         return learnt.inputs if learnt is not None and self._clock() < learnt.until else None
 
-    async def learn(self, asked: Asked) -> Sequence[TensorSpec]:
-        """Ask. Raises UnknownModel, ModelNotReady, and where an endpoint does not answer."""
+    async def learn(self, asked: Asked, deadline: float = math.inf) -> Sequence[TensorSpec]:
+        """Ask, and wait until `deadline` at most. What others ask as well goes on for them.
+
+        Raises UnknownModel, ModelNotReady, DeadlineExceeded, and where an endpoint does not answer.
+        """
         tenant, model, version = asked
-        metadata = await self._models.of(tenant).metadata(model, version)
+        async with in_time(deadline, self._clock):
+            metadata = await self._models.of(tenant).metadata(model, version)
         learnt = self._learnt
         learnt.pop(asked, None)
         if len(learnt) >= _MOST_KEPT:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.domain.errors import HeadraceError, InvalidRequest, Unsupported
+from headrace.domain.errors import HeadraceError, ModelLoadFailed, Unsupported
 from headrace.ports.model_control import IndexEntry, ModelMetadata
 from headrace.transport.http.client.exchange import Answer
 from headrace.transport.http.client.pool import ClientPool
@@ -98,7 +98,7 @@ class RestModels:
             raise Unsupported(_UNSUPPORTED)
         # Triton tells of its own failures and of unusable models by one status
         if said.startswith("failed to load '"):
-            raise InvalidRequest(said)
+            raise ModelLoadFailed(said)
         raise self._refusal(answer, model, version)
 
     async def _ask(self, method: str, path: str, deadline: float, body: bytes = b"") -> Answer:

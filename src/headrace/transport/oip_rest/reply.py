@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, NoReturn, TypeAlias
 
@@ -26,11 +27,10 @@ _BINARY: Final = (
 _END_BYTES: Final = 64  # of a long text, within which it begins and ends
 _END_PARTS: Final = 4  # the outermost may be nothing but blanks
 _BLANKS: Final = b" \t\r\n"
+_COMMA, _QUOTE, _BRACE = b',"{'
+_EMPTY: Final = b"[]," + _BLANKS  # all that a list without elements is made of
 _MESSAGE: Final = "the endpoint's answer is not well-formed"
-_UNWRITABLE: Final = (
-    "the answer holds NaN or infinity, for which JSON has no form: ask for binary outputs"
-)
-_NO_NUMBERS: Final = (b"NaN", b"-Infinity", b"Infinity")
+_NO_NUMBERS: Final = (b"NaN", b"Infinity")
 
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -96,12 +96,11 @@ def read(
 ) -> RestReply:
     """Take the body of a 200, after a look that tells answers from garbage.
 
-    JSON up to 1 MiB is checked whole, its binary tensors by their sizes; of more only the ends
-    are, and what it is said to be.
+    JSON up to 1 MiB is checked whole, its tensors by their numbers of elements; of more only the
+    ends are, and what it is said to be.
 
     Raises:
         EndpointFailed: it is no answer to an inference.
-        InvalidRequest: it would be one, but for numbers that JSON cannot tell.
     """
     header = headers.get(b"inference-header-content-length")
     if header is None and len(parts) == 1 and len(parts[0]) <= _LOOK_BYTES:  # as most are
@@ -109,6 +108,7 @@ def read(
         for output in look.outputs:
             if output.data is msgspec.UNSET:
                 _refuse(f"output '{output.name[:64]}' has no data")
+            _check_data(output, output.data)
         return RestReply(_JSON, parts, None, look.model_version, passable)
     size = sum(map(len, parts))
     length = size if header is None else _length(header, size)
@@ -120,7 +120,7 @@ def read(
             parts = [b"".join(parts)]
         look = _looked(_leading(parts, length))
         version = look.model_version
-        told = sum([_binary_bytes(output) for output in look.outputs])
+        told = sum([_checked_bytes(output) for output in look.outputs])
         if told != size - length:
             _refuse(f"binary outputs of {told} bytes, in {size - length} bytes")
     if header is None:
@@ -141,26 +141,34 @@ def _looked(text: bytes | memoryview) -> _Look:
     try:
         return _look(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if _is_unwritable(bytes(text)):
-            raise InvalidRequest(_UNWRITABLE) from error
-        _refuse(str(error), error)
+        hint = ""
+        if any(literal in bytes(text) for literal in _NO_NUMBERS):  # as many servers write them
+            hint = "; if these are NaN or infinity: JSON has no form for them, binary outputs have"
+        _refuse(f"{error}{hint}", error)
 
 
-def _is_unwritable(text: bytes) -> bool:
-    """Whether nothing is wrong but that there are literals for NaN or infinity.
+def _check_data(output: _Output, data: msgspec.Raw) -> None:
+    """Tell by its outside whether `data` may be an output's, without a look at any element."""
+    kind = DATATYPES.get(output.datatype)
+    if kind is None:
+        _refuse(_unknown_datatype(output))
+    text = bytes(data)
+    if not text.startswith(b"["):
+        _refuse(f"output '{output.name[:64]}' has data that is no list")
+    if kind.kind == "bytes":  # whose elements may hold any character
+        return
+    count = math.prod(output.shape)
+    if count:  # to look for a byte by its number is the cheapest way
+        fits = text.count(_COMMA) + 1 == count and _QUOTE not in text and _BRACE not in text
+        fits = fits and not text.startswith(b"[]")
+    else:
+        fits = not text.strip(_EMPTY)
+    if not fits:
+        _refuse(f"output '{output.name[:64]}' has data that is not {count} elements of {kind.name}")
 
-    Many servers write them where a client's input made a model compute such: no fault of theirs.
-    """
-    without = text
-    for literal in _NO_NUMBERS:
-        without = without.replace(literal, b"null")
-    if without == text:
-        return False
-    try:
-        _look(without)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+
+def _unknown_datatype(output: _Output) -> str:
+    return f"output '{output.name[:64]}' has the datatype {output.datatype[:32]!a}"
 
 
 def _leading(parts: Sequence[bytes | memoryview], length: int) -> bytes | memoryview:
@@ -200,13 +208,27 @@ def _binary_bytes(output: _Output) -> int:
     return output.parameters.binary_data_size
 
 
+def _checked_bytes(output: _Output) -> int:
+    """As `_binary_bytes`, of an output that may be one by its datatype, its shape and its size."""
+    size = _binary_bytes(output)
+    if output.data is not msgspec.UNSET:
+        _check_data(output, output.data)
+        return size
+    kind = DATATYPES.get(output.datatype)
+    if kind is None:
+        _refuse(_unknown_datatype(output))
+    if kind.size_bytes and size != math.prod(output.shape) * kind.size_bytes:
+        _refuse(f"output '{output.name[:64]}' has {size} bytes, which do not fit its shape")
+    return size
+
+
 def _outputs(outputs: Sequence[_Output], rest: memoryview) -> tuple[list[Tensor], int]:
     """The tensors, and how many bytes of `rest` they took. Raises InvalidRequest."""
     tensors, at = [], 0
     for output in outputs:
         name, datatype = output.name, output.datatype
         if datatype not in DATATYPES:
-            _refuse(f"output '{name[:64]}' has the datatype {datatype[:32]!a}")
+            _refuse(_unknown_datatype(output))
         size = _binary_bytes(output)
         if output.data is msgspec.UNSET:
             if size > len(rest) - at:

@@ -89,7 +89,7 @@ class Models:
         self.asked.append(("config", model, version))
         return triton_json.to_json_object(self._config, SIGNATURE, 8)
 
-    def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+    async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         self.asked.append(("obstacle", model, version))
         return None
 

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from headrace.domain.calls import Call, Principal, TraceContext
-from headrace.domain.errors import InvalidRequest
+from headrace.domain.errors import InvalidRequest, Unsupported
 from headrace.domain.inference import Answered, InferRequest, InferResponse, Reply
 from headrace.domain.tensors import Tensor
 from headrace.ports.inference import Responses, single
@@ -17,6 +17,7 @@ from headrace.transport.oip_grpc.edge import Exchange
 from headrace.transport.oip_grpc.infer import InferRpc
 from headrace.transport.oip_grpc.messages import GrpcRequest
 from headrace.transport.oip_grpc.reply import GrpcReply
+from headrace.transport.triton_words import DECOUPLED
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -98,6 +99,15 @@ async def test_an_endpoints_answer_of_another_form_is_decoded() -> None:
     assert (read.model_name, read.model_version, read.id) == ("bert", "3", "42")
     assert [*read.raw_output_contents] == [b"\1"]
     assert read.parameters["mine"].int64_param == 1
+
+
+async def test_who_asks_a_streaming_model_at_an_endpoint_of_rest_is_told_of_this_wire() -> None:
+    class OverRest(Service):
+        async def infer(self, _: InferRequest, __: Call) -> InferResponse:
+            raise Unsupported(f"HTTP end point {DECOUPLED}")
+
+    with pytest.raises(Unsupported, match=r"^ModelInfer RPC .*`grpc_url`.*ModelStreamInfer"):
+        await ask(request(), service=OverRest())
 
 
 async def test_the_target_of_a_route_that_answered_is_known_to_the_edge() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from headrace.domain.errors import EndpointFailed, InvalidRequest, Unsupported
+from headrace.domain.errors import EndpointFailed, ModelLoadFailed, Unsupported
 from headrace.domain.models import TensorSpec
 from headrace.ports.model_control import IndexEntry, ModelMetadata
 from headrace.transport.model_reports import MAX_REPORT_BYTES
@@ -117,7 +117,7 @@ async def test_a_model_is_loaded_with_a_configuration_or_without() -> None:
 
 async def test_what_cannot_be_loaded_is_refused_and_what_fails_is_not() -> None:
     for reason, kind in (
-        ("INTERNAL: failed to load 'm', it is no model", InvalidRequest),
+        ("INTERNAL: failed to load 'm', it is no model", ModelLoadFailed),
         ("UNAVAILABLE: failed to connect to all addresses", EndpointFailed),
     ):
         failed = EndpointFailed("the endpoint failed")

@@ -75,6 +75,8 @@ GARBAGE = {
     "an output that is malformed": b"\x2a\x02\xff\xff",
     "fewer raw contents than outputs": answer([1], [1], raw=[b"\1"]).SerializeToString(),
     "raw contents without outputs": answer(raw=[b"\1"]).SerializeToString(),
+    "nothing": b"",
+    "an id alone": ModelInferResponse(id="42").SerializeToString(),
     "empty outputs without end": b"\x2a\x00" * 5000,
     "an output of nothing but axes": b"\x2a\x80\x80\x08" + b"\x18\x01" * 2**16,
 }

@@ -186,8 +186,8 @@ def final_of(answer: ModelInferResponse) -> bool | None:
 class House:
     """The RPC behind its edge."""
 
-    def __init__(self) -> None:
-        self.service = Service()
+    def __init__(self, service: Service | None = None) -> None:
+        self.service = service or Service()
         self.now = 100.0
         self.known = True
         self.metrics = Metrics(version="test")
@@ -300,6 +300,27 @@ async def test_an_endpoints_answers_are_passed_on_as_they_are(house: House) -> N
     for received in client.received:
         assert received.infer_response.model_name == "theirs"
         assert received.infer_response.SerializeToString().endswith(b"\xd2\x3e\x01!")
+
+
+@pytest.mark.parametrize("own", ["mine", "ä" * 100, ""])
+async def test_an_endpoints_answers_have_the_id_of_their_request(house: House, own: str) -> None:
+    house.service.replies[own] = [(encoded(final=False), False), (encoded(final=True), True)]
+    async with house.client() as client:
+        client.send("endpoint", own)
+        await client.done()
+    assert client.ids() == [own, own]
+
+
+async def test_answers_of_another_wire_have_the_id_of_their_request() -> None:
+    class Nameless(Service):
+        async def _responses(self, request: InferRequest, message_id: str) -> Responses:
+            yield response(request.model, "", len(message_id), final=True)
+
+    house = House(Nameless())
+    async with house.client() as client:
+        client.send("bert", "mine")
+        await client.done()
+    assert client.ids() == ["mine"]
 
 
 async def test_an_endpoint_that_does_not_know_the_parameter_is_spoken_for(house: House) -> None:

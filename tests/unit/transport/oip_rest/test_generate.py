@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from headrace.transport.client_address import ClientAddress
 from headrace.transport.oip_rest.generate import GenerateWire
 from headrace.transport.oip_rest.server_settings import RequestTimelines
 from tests.support.http_fakes import LIMITS, Wire, get, post, settle
+from tests.support.waiting import until
 
 GENERATE = "/v2/models/text/generate"
 STREAM = "/v2/models/text/generate_stream"
@@ -58,6 +60,7 @@ class Models:
             TensorSpec("stream", "BOOL", (1,), optional=True),
         )
         self.asked: list[tuple[str, str, str]] = []
+        self.frozen: asyncio.Event | None = None
         self._tenant = ""
 
     def of(self, tenant: str) -> Any:
@@ -65,6 +68,8 @@ class Models:
         return self
 
     async def metadata(self, model: str, version: str = "") -> ModelMetadata:
+        if self.frozen is not None:
+            await self.frozen.wait()
         self.asked.append((self._tenant, model, version))
         if model != "text":
             raise UnknownModel(f"Request for unknown model: '{model}' is not found")
@@ -77,6 +82,8 @@ class Service:
     def __init__(self) -> None:
         self.steps: Iterator[Step] = iter(())
         self.endless = False
+        self.deadline = math.inf
+        self.ended_by: list[str] = []
         self.waits: asyncio.Event | None = None
         self.given = 0
         self.closed = 0
@@ -99,7 +106,7 @@ class Service:
         if self.refusal is not None:
             raise self.refusal
         assert request.unpack is not None
-        await request.unpack()
+        await request.unpack(lambda _: self.deadline)
         try:
             while self.endless and self.given < 100:
                 self.given += 1
@@ -111,6 +118,9 @@ class Service:
                 yield step
             if self.waits is not None:
                 await self.waits.wait()
+        except HeadraceError as error:
+            self.ended_by.append(error.code)
+            raise
         finally:
             self.closed += 1
 
@@ -401,6 +411,29 @@ async def test_a_client_that_takes_nothing_holds_the_model_up(house: House) -> N
     house.wire.hang_up()
     await settle()
     assert house.service.closed == 1
+
+
+async def test_a_client_that_takes_nothing_ends_its_request_at_the_deadline(house: House) -> None:
+    house.service.endless = True
+    house.service.deadline = house.now + 0.02
+    house.wire.transport.stall()
+    await house.ask(STREAM)
+    await until(lambda: house.service.closed)
+    assert house.service.ended_by == ["deadline_exceeded"]
+
+    house.wire.transport.stalled = False
+    house.wire.transport.take()
+    await settle()
+    assert "deadline" in Answer(house.wire.transport.written).events[-1]["error"]
+
+
+@pytest.mark.parametrize("path", [GENERATE, STREAM])
+async def test_what_a_model_takes_is_waited_for_until_the_deadline(house: House, path: str) -> None:
+    house.models.frozen = asyncio.Event()
+    house.service.deadline = house.now + 0.02
+    house.wire.send(post(path, BODY))
+    await until(lambda: house.wire.transport.written)
+    assert Answer(house.wire.transport.written).status == 504
 
 
 async def test_a_client_of_http_1_0_gets_events_until_the_connection_ends(house: House) -> None:

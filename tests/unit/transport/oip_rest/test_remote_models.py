@@ -9,7 +9,7 @@ import pytest
 from headrace.domain.errors import (
     EndpointFailed,
     HeadraceError,
-    InvalidRequest,
+    ModelLoadFailed,
     UnknownModel,
     Unsupported,
 )
@@ -146,7 +146,7 @@ async def test_a_model_is_loaded_with_a_configuration_or_without() -> None:
 
 async def test_what_cannot_be_loaded_is_refused_with_the_servers_reason() -> None:
     error = await refused("load", 500, {"error": "failed to load 'm', it is\nno model"})
-    assert (type(error), error.message) == (InvalidRequest, "failed to load 'm', it is no model")
+    assert (type(error), error.message) == (ModelLoadFailed, "failed to load 'm', it is no model")
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name != "index"])
