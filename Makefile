@@ -15,6 +15,10 @@ TRITON_RUNS_ON := import ctypes, platform, sys, sysconfig; \
 	assert sys.version_info[:2] in ((3, 11), (3, 12)); \
 	ctypes.CDLL("%s/libpython%s.so.1.0" % tuple(sysconfig.get_config_vars("LIBDIR", "py_version_short")))
 
+# Apache Kafka, for the tests: its jars by their Maven coordinates, and the Java that runs them.
+KAFKA := .cache/kafka
+MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
+
 # Locking needs uv; nothing else does, so it lives apart from the environment.
 UV_VERSION := 0.13.9
 UV := .cache/uv-$(UV_VERSION)/bin/uv
@@ -26,7 +30,7 @@ export ORT_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench bench-proxy bench-triton triton lock clean
+.PHONY: help setup demo test lint format bench bench-proxy bench-triton triton kafka lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +40,7 @@ setup: $(VENV)/.setup  ## Make .venv with the pinned dependencies and this packa
 demo: setup  ## Start the platform with a small model and send it requests
 	$(BIN)/headrace demo
 
-test: lint triton  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
+test: lint triton kafka  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## Run the static checks only
@@ -59,6 +63,8 @@ bench-triton: setup triton  ## Measure a real Triton, asked directly and through
 	$(BIN)/python -m bench.triton $(BENCH_ARGS)
 
 triton: $(TRITON)/.requirements  ## Put a Triton into .venv/triton, for the tests and measurements
+
+kafka: $(KAFKA)/.complete  ## Put Apache Kafka into .cache/kafka, for the tests (needs Java 17 or later and Maven)
 
 lock: $(UV)  ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--upgrade takes newer releases)
 	$(COMPILE) pyproject.toml --all-extras --group dev $(LOCK_ARGS) --output-file requirements/dev.txt >/dev/null
@@ -99,6 +105,22 @@ $(TRITON)/.requirements: requirements/triton.txt | $(VENV)/bin/python
 	echo "NO TRITON: it runs on Linux on x86-64, with a Python 3.11 or 3.12 that has its shared" \
 		"library, and none of these is one: $(TRITON_PYTHON). Nothing is tested on a real" \
 		"Triton. To name another: make triton TRITON_PYTHON=..." | tee $(TRITON)/missing >&2
+
+$(KAFKA)/.complete: tests/support/kafka/pom.xml
+	@rm -rf $(KAFKA) && mkdir -p $(KAFKA)
+	@if ! java -version >/dev/null 2>&1 || ! mvn -version >/dev/null 2>&1; then \
+		echo "NO KAFKA: there is no Java or no Maven here. Nothing is tested on Apache Kafka;" \
+			"the same tests run on librdkafka's mock cluster" | tee $(KAFKA)/missing >&2; \
+	elif echo "fetching Apache Kafka; the first time takes a minute" && \
+		mvn --batch-mode --quiet --file $< $(MAVEN_COPY) -DincludeScope=runtime \
+			-DoutputDirectory=$(abspath $(KAFKA)) >$(KAFKA)/log 2>&1 && \
+		java -cp '$(KAFKA)/*' kafka.tools.StorageTool random-uuid >>$(KAFKA)/log 2>&1; then \
+		touch $@; \
+	else \
+		tail -n 5 $(KAFKA)/log >&2; \
+		echo "NO KAFKA: it was not fetched or does not run, see $(KAFKA)/log. Nothing is tested on Apache" \
+			"Kafka; the same tests run on librdkafka's mock cluster" | tee $(KAFKA)/missing >&2; \
+	fi
 
 $(UV):
 	$(PYTHON) -m venv .cache/uv-$(UV_VERSION)

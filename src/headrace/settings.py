@@ -19,10 +19,13 @@ import msgspec
 from headrace.adapters.artifacts.settings import ArtifactSettings, LocalArtifacts
 from headrace.adapters.inspection import InspectionSettings
 from headrace.adapters.jwt.settings import JwtSettings
+from headrace.adapters.kafka.settings import KafkaSettings
 from headrace.adapters.memory_cache import MemoryCacheSettings
 from headrace.adapters.memory_limiter import MemoryLimiterSettings
+from headrace.adapters.memory_queue import MemoryQueueSettings
 from headrace.adapters.redis.settings import RedisCacheSettings, RedisLimiterSettings
 from headrace.adapters.sql.settings import SqliteSettings, StoreSettings
+from headrace.batch.settings import BatchSettings
 from headrace.domain.errors import InvalidSettings
 from headrace.domain.names import RULE, is_name
 from headrace.gateway.admission import AdmissionSettings
@@ -79,6 +82,7 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 CacheSettings: TypeAlias = MemoryCacheSettings | RedisCacheSettings
 LimiterSettings: TypeAlias = MemoryLimiterSettings | RedisLimiterSettings
+QueueSettings: TypeAlias = MemoryQueueSettings | KafkaSettings
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,6 +119,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     database: StoreSettings = SqliteSettings()
     cache: CacheSettings = MemoryCacheSettings()
     artifacts: ArtifactSettings = LocalArtifacts()
+    batch: BatchSettings = BatchSettings()
+    queue: QueueSettings = MemoryQueueSettings()
     log: LogSettings = LogSettings()
 
 

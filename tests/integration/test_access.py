@@ -28,6 +28,7 @@ from headrace.transport.oip_grpc.infer import InferRpc
 from headrace.transport.oip_grpc.reflection import ReflectionRpc
 from headrace.transport.oip_grpc.stream import StreamInferRpc
 from headrace.transport.oip_rest.control import ControlWire
+from headrace.transport.openai.application import OpenAiWire
 from headrace.transport.operations import OperationsWire
 from tests.support.onnx_files import plus_one
 from tests.support.process import Answer, Server, serving
@@ -35,7 +36,13 @@ from tests.support.registry_api import Api
 
 SCOPES = (INFER, BATCH, MODELS_READ, MODELS_WRITE, ADMIN)
 #: What each scope brings along.
-IMPLIED = {MODELS_READ: {MODELS_WRITE, ADMIN}, ADMIN: set(), MODELS_WRITE: {ADMIN}, INFER: {ADMIN}}
+IMPLIED = {
+    MODELS_READ: {MODELS_WRITE, ADMIN},
+    ADMIN: set(),
+    MODELS_WRITE: {ADMIN},
+    INFER: {ADMIN},
+    BATCH: {ADMIN},
+}
 
 
 def _control() -> ControlWire:
@@ -46,7 +53,14 @@ def _control() -> ControlWire:
 def _routes() -> list[BaseRoute]:
     """All that one HTTP port serves, but the page and the document of the management API."""
     health = OperationsWire(metrics=Metrics(version=""), health=lambda: (True, {}))
-    return [*_control().routes(), *health.routes(), *management.operations()]
+    absent: Any = None
+    openai = OpenAiWire(files=absent, jobs=absent, idempotency=absent)
+    return [
+        *_control().routes(),
+        *health.routes(),
+        *openai.routes(),
+        *management.operations(),
+    ]
 
 
 def _rules() -> list[tuple[str, str, Rule]]:

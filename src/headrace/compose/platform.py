@@ -17,10 +17,11 @@ from headrace.adapters.model_repository import triton_json
 from headrace.adapters.model_repository.folder import ModelFolder
 from headrace.adapters.onnx import OnnxLoader
 from headrace.adapters.python_model import PythonModelLoader
+from headrace.compose.batch import BatchHouse
 from headrace.compose.checks import check_exposure
 from headrace.compose.gate import Gate
 from headrace.compose.model_control import FolderControl, WholeControl
-from headrace.compose.registry import RegistryHouse, opened
+from headrace.compose.registry import RegistryHouse, data_dir, opened
 from headrace.compose.routing import Routing, configured
 from headrace.compose.shelf import CatalogueShelf, NoModels
 from headrace.domain.catalog import ApiKey, Key
@@ -83,6 +84,7 @@ class Platform:
         self.metrics = Metrics(version=version)
         self._folder = ModelFolder(models) if models is not None else None
         self._house: RegistryHouse | None = None
+        self._batch: BatchHouse | None = None
         self._access_log = AccessLog(settings=settings.log, stream=log, clock=time.time)
         self._orchestrator_metrics = OrchestratorMetrics(self.metrics)
         self._response_cache = response_cache(settings.orchestrator, self._orchestrator_metrics)
@@ -157,6 +159,7 @@ class Platform:
             stack.push_async_callback(self._routing.fleet.close)
             background += self._gate.start(tasks)
             stack.push_async_callback(self._gate.close)
+            working = self._join_batch(stack, tasks)
             application = self._application()
             server = self.settings.server
             self._http = await HttpServer.listen(
@@ -169,7 +172,7 @@ class Platform:
                 self._grpc = await self._listen_grpc()
             except InvalidSettings:
                 await self._http.drain(0)
-                for task in background:
+                for task in [*background, *working]:
                     task.cancel()
                 raise
             _logger.info(
@@ -184,6 +187,8 @@ class Platform:
             try:
                 yield
             finally:
+                for task in working:  # first: others take its jobs over while requests drain
+                    task.cancel()
                 await self._stop()
                 for task in background:
                     task.cancel()
@@ -311,6 +316,31 @@ class Platform:
         self._control = self._routing.control(self._folder_control, stopping=lambda: self._stopping)
         return self._routing
 
+    def _join_batch(
+        self, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
+    ) -> list[asyncio.Task[None]]:
+        """Offer batch jobs, and work on them once the models are loaded."""
+        house = self._house
+        if house is None or not self.settings.batch.enabled:
+            return []
+        self._batch = batch = BatchHouse(
+            self.settings,
+            database=house.database,
+            idempotency=house.idempotency,
+            data_dir=data_dir(self.settings),
+            service=lambda: self._gate.gateway.service,
+            control=lambda: self._control,
+            metrics=self.metrics,
+            ids=self._ids,
+        )
+        stack.push_async_callback(batch.close)
+
+        async def work() -> None:
+            await self.loaded.wait()
+            await batch.run()
+
+        return [tasks.create_task(work())]
+
     def _forget_keys(self, changed: frozenset[tuple[str, Key]]) -> None:
         if any(kind == ApiKey.kind for kind, _ in changed):
             self._gate.authenticate.forget_keys()
@@ -345,9 +375,10 @@ class Platform:
             timelines=timelines,
         )
         operations = OperationsWire(metrics=self.metrics, health=self.health)
+        batch = [] if self._batch is None else self._batch.wire.routes()
         return HttpApplication(
             infer,
-            [*control.routes(), *generate.routes(), *operations.routes()],
+            [*control.routes(), *generate.routes(), *operations.routes(), *batch],
             management=self._house,
             addresses=gate.addresses,
             authenticate=gate.authenticate,

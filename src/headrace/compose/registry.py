@@ -18,12 +18,12 @@ from headrace.adapters.inspection import ChildInspector
 from headrace.adapters.memory_cache import MemoryCache, MemoryCacheSettings
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import open_store
+from headrace.adapters.sql.registry_store import SqlRegistryStore
 from headrace.domain.catalog import Key
 from headrace.domain.errors import HeadraceError, InvalidSettings
 from headrace.ports.cache import Cache
 from headrace.ports.endpoint_states import EndpointStates
 from headrace.ports.idempotency import IdempotencyStore
-from headrace.ports.registry_store import RegistryStore
 from headrace.registry.cached_reader import CachedReader
 from headrace.registry.catalogue import CatalogueFollower
 from headrace.registry.configured import Configured
@@ -65,7 +65,7 @@ class RegistryHouse:
         self,
         *,
         settings: Settings,
-        store: RegistryStore,
+        store: SqlRegistryStore,
         idempotency: IdempotencyStore,
         cache: Cache,
         metrics: Metrics,
@@ -77,7 +77,8 @@ class RegistryHouse:
         self._settings = settings
         self._version = version
         self._store = store
-        self._idempotency = idempotency
+        self.database = store.database
+        self.idempotency = idempotency
         self._cache = cache
         self.artifacts = artifacts
         self.usage = UsageRecorder(now=utc_now)
@@ -122,7 +123,7 @@ class RegistryHouse:
             tasks.create_task(self._reader.run())
             tasks.create_task(_again(self._settings.registry.usage_flush_s, self.keep_usage))
             tasks.create_task(_again(_GARBAGE_EVERY_S, self.use_cases.garbage.collect))
-            tasks.create_task(_again(_GARBAGE_EVERY_S, self._idempotency.forget))
+            tasks.create_task(_again(_GARBAGE_EVERY_S, self.idempotency.forget))
 
     async def _sweep(self) -> None:
         """Remove what uploads of a process that died have left behind."""

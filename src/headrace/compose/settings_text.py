@@ -11,7 +11,13 @@ import msgspec
 from headrace.settings import Settings
 
 _MASK: Final = "***"
-_SECRETS: Final = frozenset({"secret", "demo_token", "secret_access_key"})
+_SECRETS: Final = frozenset(
+    {
+        *("secret", "demo_token", "secret_access_key"),
+        *("sasl.password", "ssl.key.password", "ssl.keystore.password"),
+        "sasl.oauthbearer.client.secret",
+    }
+)
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 #: `://user:password@` up to the last @: a password may hold one, and rather too much is hidden.
 _USER_PASSWORD: Final = re.compile(r"(://[^\s:/@]*:).*@", re.DOTALL)

@@ -263,6 +263,12 @@ class ModelFailed(HeadraceError):
     code = "model_failed"
 
 
+class InvalidResponse(ModelFailed):
+    """An answer lacks outputs, or has not a row for each row that was asked about."""
+
+    code = "invalid_response"
+
+
 class QueueFull(HeadraceError):
     """The model's queue has no room; refused at once rather than answered late."""
 
@@ -294,6 +300,30 @@ class ShuttingDown(HeadraceError):
 
     code = "shutting_down"
     retryable = True
+
+
+class BatchCancelled(HeadraceError):
+    """A row of a batch job was not run, because the job was cancelled first."""
+
+    code = "batch_cancelled"
+
+
+class BatchExpired(HeadraceError):
+    """A row of a batch job was not run within the job's completion window."""
+
+    code = "batch_expired"
+
+
+class ChunkDead(HeadraceError):
+    """Rows of a batch job were given up: working on their part of the file failed repeatedly."""
+
+    code = "chunk_dead"
+
+
+class BatchInconsistent(HeadraceError):
+    """A job's parts do not add up to its rows: a defect of ours, for which nothing is finished."""
+
+    code = "batch_inconsistent"
 
 
 class InvalidSettings(HeadraceError):

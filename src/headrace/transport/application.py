@@ -34,6 +34,7 @@ from headrace.transport.http.host import AsgiApp, AsgiMessage, AsgiReceive, Asgi
 from headrace.transport.http.messages import Handler, HttpRequest, HttpResponse, path_of
 from headrace.transport.limit_headers import limit_headers
 from headrace.transport.oip_rest.infer import InferWire
+from headrace.transport.openai.application import is_upload as is_file_upload
 from headrace.transport.status import CLIENT_CLOSED
 from headrace.transport.told import Told
 from headrace.transport.unserved import unserved
@@ -123,7 +124,9 @@ class HttpApplication:
 
     def is_upload(self, method: str, target: bytes) -> bool:
         """See Application.is_upload."""
-        return method == "PUT" and _UPLOAD.fullmatch(target) is not None
+        return is_file_upload(method, target) or (
+            method == "PUT" and _UPLOAD.fullmatch(target) is not None
+        )
 
     def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
         """See Application.may_send."""

@@ -71,6 +71,7 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus, OpenAiType]]] = {
     # what the client names is legal; what lies in the repository is not
     "model_load_failed": (400, _G.FAILED_PRECONDITION, _O.INVALID),
     "model_failed": (500, _G.INTERNAL, _O.SERVER),
+    "invalid_response": (502, _G.UNAVAILABLE, _O.SERVER),
     "queue_full": (503, _G.UNAVAILABLE, _O.SERVER),
     "queue_timeout": (503, _G.UNAVAILABLE, _O.SERVER),
     "deadline_exceeded": (504, _G.DEADLINE_EXCEEDED, _O.SERVER),
@@ -84,6 +85,10 @@ STATUS: Final[dict[str, tuple[int, GrpcStatus, OpenAiType]]] = {
     "storage_full": (507, _G.RESOURCE_EXHAUSTED, _O.SERVER),
     "cache_unavailable": (503, _G.UNAVAILABLE, _O.SERVER),
     "changes_forgotten": (503, _G.UNAVAILABLE, _O.SERVER),
+    "batch_cancelled": (409, _G.ABORTED, _O.INVALID),
+    "batch_expired": (504, _G.DEADLINE_EXCEEDED, _O.SERVER),
+    "chunk_dead": (500, _G.INTERNAL, _O.SERVER),
+    "batch_inconsistent": (500, _G.INTERNAL, _O.SERVER),
     "invalid_settings": (500, _G.INTERNAL, _O.SERVER),
     "internal": (500, _G.INTERNAL, _O.SERVER),
 }

@@ -21,9 +21,9 @@ from headrace.domain.calls import Principal
 from headrace.domain.catalog import Artifact, Format
 from headrace.domain.errors import Unauthenticated
 from headrace.domain.scopes import EVERYTHING
+from headrace.transport.idempotent import HEADER
 from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
-from headrace.transport.management.idempotent import HEADER
 from headrace.transport.management.problems import problem_response
 from tests.integration.management.conftest import Platform, now
 from tests.unit.registry.fakes import FakeArtifacts

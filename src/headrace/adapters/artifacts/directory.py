@@ -18,8 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 from headrace.adapters.artifacts import objects
 from headrace.adapters.artifacts.failures import disk
+from headrace.adapters.artifacts.settings import LocalArtifacts
 from headrace.adapters.artifacts.thread import on_thread
 from headrace.domain.errors import InvalidRequest, NotFound
+
+#: Below the root: what is being written. It is on the same file system, so that it can be moved.
+INCOMING: Final = ".incoming"
 
 _SHOWN: Final = 200
 
@@ -50,7 +54,7 @@ class Directory:
     async def read(self, key: str) -> AsyncIterator[bytes]:
         """See Objects.read."""
         with disk("read the artifact"):
-            file = await on_thread(self._open, key)
+            file = await on_thread(open_object, self._root, key)
             with file:
                 while chunk := await on_thread(file.read, objects.CHUNK_BYTES):
                     yield chunk
@@ -74,36 +78,9 @@ class Directory:
     async def size(self, key: str) -> int:
         """See Objects.size."""
         with disk("read the artifact"):
-            file = await on_thread(self._open, key)
+            file = await on_thread(open_object, self._root, key)
             with file:
                 return os.fstat(file.fileno()).st_size
-
-    def _open(self, key: str) -> BinaryIO:
-        """Open a plain file below the root, no link on the way to it followed.
-
-        Each name is looked up in the folder that the one before gave, so nothing that changes
-        meanwhile leads elsewhere.
-        """
-        *folders, name = Path(key).parts
-        with contextlib.ExitStack() as opened:
-            try:
-                at = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-                opened.callback(os.close, at)
-                for folder in folders:
-                    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
-                    opened.callback(os.close, at)
-                # a pipe would make the open wait for a writer
-                number = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
-            except (FileNotFoundError, NotADirectoryError):
-                raise _missing(key) from None
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    raise _missing(key) from None
-                raise
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise _missing(key)
-        return os.fdopen(number, "rb")
 
     async def remove(self, digest: str) -> None:
         """See Objects.remove."""
@@ -114,7 +91,7 @@ class Directory:
         """See Objects.age_s."""
         with disk("read the artifact"):
             try:
-                file = await on_thread(self._open, objects.key(digest))
+                file = await on_thread(open_object, self._root, objects.key(digest))
             except NotFound:
                 return None
             with file:
@@ -128,6 +105,39 @@ class Directory:
     def _digests(self) -> list[str]:
         folder = self._root / objects.FOLDER / "sha256"
         return sorted(file.name for file in folder.glob("??/*") if objects.is_digest(file.name))
+
+
+def root_of(settings: LocalArtifacts, data_dir: Path) -> Path:
+    """The directory that the settings mean."""
+    return Path(settings.path).absolute() if settings.path else data_dir / "objects"
+
+
+def open_object(root: Path, key: str) -> BinaryIO:
+    """Open a plain file below `root`, no link on the way to it followed. Raises NotFound.
+
+    Each name is looked up in the folder that the one before gave, so nothing that changes
+    meanwhile leads elsewhere.
+    """
+    *folders, name = Path(key).parts
+    with contextlib.ExitStack() as opened:
+        try:
+            at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, at)
+            for folder in folders:
+                at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+                opened.callback(os.close, at)
+            # a pipe would make the open wait for a writer
+            number = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _missing(key) from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _missing(key) from None
+            raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise _missing(key)
+    return os.fdopen(number, "rb")
 
 
 def sync_directory(folder: Path) -> None:

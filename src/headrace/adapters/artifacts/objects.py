@@ -11,6 +11,8 @@ from headrace.domain.errors import InvalidRequest
 
 #: Below it the platform keeps artifacts; the rest of the store is others'.
 FOLDER: Final = "artifacts/"
+#: Below it lie the files of batch jobs, each its tenant's alone.
+BATCH: Final = "batch/"
 CHUNK_BYTES: Final = 1024**2
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -51,6 +53,8 @@ def checked_key(uri: str, path: str, *, copy_from: str) -> str:
         raise InvalidRequest(f"{uri[:_SHOWN]!a}: models are only taken from below '{copy_from}'")
     if path.startswith(FOLDER):
         raise InvalidRequest(f"{uri[:_SHOWN]!a} lies where the platform keeps its own artifacts")
+    if path.startswith(BATCH):
+        raise InvalidRequest(f"{uri[:_SHOWN]!a} lies where the platform keeps files of batch jobs")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Where the registry keeps the bytes of models."""
+"""Where the platform keeps bytes: those of models, and the files of batch jobs."""
 
 from __future__ import annotations
 

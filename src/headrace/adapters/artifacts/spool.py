@@ -1,22 +1,20 @@
-"""A stream of bytes, put into a file while its digest is taken."""
+"""A stream of bytes, put into a file; an artifact's, while its digest is taken."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
 
 import msgspec
 
 from headrace.adapters.artifacts.failures import disk
 from headrace.adapters.artifacts.objects import CHUNK_BYTES
+from headrace.adapters.artifacts.pieces import gathered
 from headrace.adapters.artifacts.thread import on_thread
-from headrace.domain.errors import PayloadTooLarge
-
-_WHAT: Final = "store the artifact"
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -27,8 +25,25 @@ class Received(msgspec.Struct, frozen=True):
 
 
 async def receive(chunks: AsyncIterator[bytes], file: Path, *, limit_bytes: int) -> Received:
-    """Write a stream to `file`, which must not exist, and sync it; memory stays bounded.
+    """Write an artifact to `file` as `spool` does, and take its digest."""
+    digest = hashlib.sha256()
+    size = await spool(
+        chunks, file, limit_bytes=limit_bytes, subject="artifact", seen=digest.update
+    )
+    return Received(digest.hexdigest(), size)
 
+
+async def spool(
+    chunks: AsyncIterator[bytes],
+    file: Path,
+    *,
+    limit_bytes: int,
+    subject: str,
+    seen: Callable[[bytes], object] = len,
+) -> int:
+    """Write a stream to `file`, which must not exist, and sync it; its size. Memory stays bounded.
+
+    `seen` is called on a thread with all bytes in order. `subject` is what errors call the stream.
     Whatever goes wrong, no file stays behind.
 
     Raises:
@@ -36,47 +51,41 @@ async def receive(chunks: AsyncIterator[bytes], file: Path, *, limit_bytes: int)
         StorageFull: there is no room for it.
         StoreUnavailable: the disk fails.
     """
-    with disk(_WHAT):
-        opened = await on_thread(_create, file)
+    what = f"store the {subject}"
+    with disk(what):
+        opened = await on_thread(create, file)
     try:
         with opened:
-            received = await _write(chunks, opened, limit_bytes)
-            with disk(_WHAT):
+            size = 0
+            pieces = gathered(
+                chunks, piece_bytes=CHUNK_BYTES, limit_bytes=limit_bytes, subject=subject
+            )
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:  # one visit to a thread for many small chunks
+                    with disk(what):  # only this: what the stream raises is not the disk's
+                        await on_thread(_append, opened, seen, piece)
+                    size += len(piece)
+            with disk(what):
                 await on_thread(os.fsync, opened.fileno())
     except BaseException:
         await on_thread(file.unlink, missing_ok=True)
         raise
-    return received
+    return size
 
 
-def _create(file: Path) -> FileIO:
+def create(file: Path) -> FileIO:
+    """Begin a file that must not exist, and its folder. Blocks."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileIO(file, "x")
 
 
-async def _write(chunks: AsyncIterator[bytes], file: FileIO, limit_bytes: int) -> Received:
-    digest = hashlib.sha256()
-    size = 0
-    waiting: list[bytes] = []
-    waiting_bytes = 0
-    async for chunk in chunks:
-        size += len(chunk)
-        if size > limit_bytes:
-            msg = f"the artifact has more than {limit_bytes} bytes, the limit of this platform"
-            raise PayloadTooLarge(msg)
-        waiting.append(chunk)
-        waiting_bytes += len(chunk)
-        if waiting_bytes >= CHUNK_BYTES:  # one visit to a thread for many small chunks
-            with disk(_WHAT):  # only this: what the stream raises is not the disk's
-                await on_thread(_append, file, digest, b"".join(waiting))
-            waiting, waiting_bytes = [], 0
-    with disk(_WHAT):
-        await on_thread(_append, file, digest, b"".join(waiting))
-    return Received(digest.hexdigest(), size)
-
-
-def _append(file: FileIO, digest: Any, data: bytes) -> None:
-    digest.update(data)
+def write(file: FileIO, data: bytes) -> None:
+    """Write all of it: a file without a buffer may take less at once. Blocks."""
     rest = memoryview(data)
     while rest:
-        rest = rest[file.write(rest) :]  # a file without a buffer may take less than all
+        rest = rest[file.write(rest) :]
+
+
+def _append(file: FileIO, seen: Callable[[bytes], object], data: bytes) -> None:
+    seen(data)
+    write(file, data)

@@ -11,7 +11,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from headrace.adapters.artifacts import objects
-from headrace.adapters.artifacts.directory import Directory
+from headrace.adapters.artifacts.directory import INCOMING, Directory, root_of
 from headrace.adapters.artifacts.failures import RETRY_AFTER_S, disk
 from headrace.adapters.artifacts.folders import Folders
 from headrace.adapters.artifacts.objects import Objects
@@ -144,10 +144,10 @@ def _objects(
 ) -> tuple[Objects, Path]:
     """The place of the bytes, and a folder from which they are brought there."""
     match settings:
-        case LocalArtifacts(path=path, copy_from=copy_from):
-            root = Path(path).absolute() if path else data_dir / "objects"
+        case LocalArtifacts():
+            root = root_of(settings, data_dir)
             # on the same file system, so that an upload is moved and not copied
-            return Directory(root, copy_from=copy_from, now=now), root / ".incoming"
+            return Directory(root, copy_from=settings.copy_from, now=now), root / INCOMING
         case S3Artifacts():
             from headrace.adapters.artifacts.bucket import Bucket  # noqa: PLC0415 - only where used
 

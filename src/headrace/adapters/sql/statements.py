@@ -1,7 +1,9 @@
 """Named SQL statements, read from the `.sql` files beside this module.
 
 A statement begins with `-- name: its_name` and ends with `;`. Parameters are written `:name`, as
-SQLite takes them; PostgreSQL gets `$1`, `$2` and so on in their place.
+SQLite takes them; PostgreSQL gets `$1`, `$2` and so on in their place. Two things are said in
+different words: `now_us()` is the database's clock, microseconds since 1970, and what stands in
+`/* on postgres: ... */` is a comment for SQLite alone.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ _HEADING: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _TOKEN: Final = re.compile(
     r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/|\$\$.*?\$\$|::|:(?P<name>[a-z_]\w*)", re.DOTALL
 )
+_ON_POSTGRES: Final = re.compile(r"/\* on postgres: (.*?) \*/", re.DOTALL)
+_NOW: Final = "now_us()"
+_SQLITE_NOW: Final = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+#: The time of the statement, not of the transaction's beginning, which a wait may have put far
+#: back. A query of its own is run once, so that an index can be searched for what it answers.
+_POSTGRES_NOW: Final = "(SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT))"
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -42,8 +50,9 @@ def statement(name: str, sql: str) -> Statement:
             names.append(parameter)
         return f"${names.index(parameter) + 1}"
 
-    translated = _TOKEN.sub(numbered, sql)
-    return Statement(name, sql, translated, tuple(names))
+    theirs = _ON_POSTGRES.sub(r"\1", sql).replace(_NOW, _POSTGRES_NOW)
+    translated = _TOKEN.sub(numbered, theirs)
+    return Statement(name, sql.replace(_NOW, _SQLITE_NOW), translated, tuple(names))
 
 
 @functools.cache

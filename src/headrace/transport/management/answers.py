@@ -47,16 +47,6 @@ CHANGE: Final = (StorageFull, IdempotencyInFlight, IdempotencyAnswerLost, Idempo
 WITH_BODY: Final = (*CHANGE, PayloadTooLarge, UnsupportedMediaType)
 
 
-class ShownOnce(Response):
-    """An answer with what nobody may see again; `kept` is the body that may be stored."""
-
-    def __init__(self, value: Any, *, kept: Any, status: HTTPStatus, headers: Any) -> None:
-        super().__init__(
-            msgspec.json.encode(value), status, headers=headers, media_type="application/json"
-        )
-        self.kept = msgspec.json.encode(kept)
-
-
 def view(entity: Entity) -> dict[str, Any]:
     """An entity as it is answered. Whose it is goes without saying: the caller's tenant's."""
     fields: dict[str, Any] = msgspec.to_builtins(entity)

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from headrace.domain.calls import Call
 from headrace.ports.endpoint_states import EndpointStates
 from headrace.transport.access import caller_of
-from headrace.transport.management.idempotent import once_of
+from headrace.transport.idempotent import once_of
 from headrace.transport.management.problems import request_id_of
 from headrace.transport.management.use_cases import Registry
 

@@ -11,8 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
 from headrace.domain.errors import IdempotencyMismatch, PreconditionRequired
+from headrace.transport.idempotent import HEADER, PATTERN
 from headrace.transport.management.fields import Problem
-from headrace.transport.management.idempotent import HEADER, METHODS, PATTERN
+from headrace.transport.management.idempotent import METHODS
 from headrace.transport.management.problems import MEDIA_TYPE
 from headrace.transport.management.strict_route import JSON, MERGE_PATCH, StrictRoute
 from headrace.transport.status import STATUS

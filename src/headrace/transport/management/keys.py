@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from headrace.domain.catalog import ApiKey
 from headrace.domain.errors import NotFound, PreconditionFailed
+from headrace.transport.idempotent import ShownOnce
 from headrace.transport.management import answers, preconditions
 from headrace.transport.management.caller import Caller, Uses
 from headrace.transport.management.fields import Body, KeyId, Line, Moment, Name, Scope, View
@@ -91,7 +92,7 @@ async def create(call: Caller, registry: Uses, body: NewKey) -> Response:
     content = body.model_dump(exclude_unset=True, exclude={"name"})
     key, secret = await registry.keys.create(call, body.name, content)
     shown = {**answers.view(key), **_use(key, {})}
-    return answers.ShownOnce(
+    return ShownOnce(
         {**shown, "secret": secret},
         kept={**shown, "secret": None},
         status=HTTPStatus.CREATED,

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 
 from headrace.domain.errors import PayloadTooLarge, UnsupportedEncoding, UnsupportedMediaType
 from headrace.transport.access import Rule, caller_of
+from headrace.transport.json_text import parse
 from headrace.transport.management.idempotent import once, takes_key
-from headrace.transport.management.json_text import parse
 from headrace.transport.management.problems import InvalidFields
 
 MAX_JSON_BYTES: Final = 1024 * 1024

@@ -15,7 +15,7 @@ def _body(error: HeadraceError, _: str) -> bytes:
     told = {
         "message": sentence(error),
         "type": openai_type(error),
-        "param": None,
+        "param": error.details.get("param"),
         "code": error.code,
     }
     return msgspec.json.encode({"error": told})

@@ -34,7 +34,16 @@ def test_only_what_begins_as_configured_is_copied() -> None:
         objects.checked_key("out/x.onnx", "out/x.onnx", copy_from="in/")
 
 
-@given(path=st.lists(st.sampled_from(["..", ".", "", "a", "artifacts"]), max_size=5).map("/".join))
+def test_a_tenants_batch_file_is_nobodys_model() -> None:
+    with pytest.raises(InvalidRequest, match="files of batch jobs"):
+        objects.checked_key("batch/files/x", "batch/files/x", copy_from="")
+
+
+@given(
+    path=st.lists(st.sampled_from(["..", ".", "", "a", "artifacts", "batch"]), max_size=5).map(
+        "/".join
+    )
+)
 def test_a_key_that_is_taken_stays_where_callers_may_look(path: str) -> None:
     try:
         key = objects.checked_key(path, path, copy_from="")
@@ -42,4 +51,4 @@ def test_a_key_that_is_taken_stays_where_callers_may_look(path: str) -> None:
         return
     assert key == path
     assert not {"", ".", ".."} & set(key.split("/"))
-    assert not key.startswith(objects.FOLDER)
+    assert not key.startswith((objects.FOLDER, objects.BATCH))

@@ -28,6 +28,20 @@ def test_parameters_become_numbers(sql: str, numbered: str, parameters: tuple[st
     assert translated.parameters == parameters
 
 
+def test_the_clock_is_each_database_s_own() -> None:
+    translated = statement("s", "SELECT now_us() + :a")
+    assert "julianday('now')" in translated.sql
+    assert "clock_timestamp()" in translated.numbered
+    assert translated.numbered.endswith("+ $1")
+    assert translated.parameters == ("a",)
+
+
+def test_what_is_for_postgres_alone_is_a_comment_elsewhere() -> None:
+    translated = statement("s", "SELECT 1 /* on postgres: FOR UPDATE */")
+    assert translated.sql == "SELECT 1 /* on postgres: FOR UPDATE */"
+    assert translated.numbered == "SELECT 1 FOR UPDATE"
+
+
 def test_a_file_holds_statements_by_name() -> None:
     text = "-- of no statement\n-- name: one\n-- why\nSELECT 1;\n\n-- name: two\nSELECT :a\n;\n"
     found = {each.name: each.sql for each in read(text)}

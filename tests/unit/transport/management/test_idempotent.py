@@ -29,10 +29,11 @@ from headrace.domain.errors import (
     UnsupportedMediaType,
 )
 from headrace.domain.idempotency import IdempotencyKey, Once
-from headrace.transport.management import idempotent
+from headrace.transport import idempotent
+from headrace.transport.idempotent import HEADER, REPLAYED, once_of
 from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
-from headrace.transport.management.idempotent import HEADER, REPLAYED, once, once_of, takes_key
+from headrace.transport.management.idempotent import once, takes_key
 from headrace.transport.management.problems import client_gone, typed_error
 from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.waiting import until

@@ -1,0 +1,19 @@
+"""Which keys the objects of batch jobs have."""
+
+from __future__ import annotations
+
+from headrace.adapters.artifacts.objects import BATCH
+
+
+def checked(key: str) -> str:
+    """The key of an object. Raises ValueError where it is none: a mistake of ours, no caller's."""
+    parts = key.split("/")
+    if not key.startswith(BATCH) or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"{key!a} is no key of a batch object: 'batch/' and names between slashes")
+    return key
+
+
+def is_prefix(key: str) -> bool:
+    """Whether it stands for all that is below it. Raises ValueError as `checked` does."""
+    checked(key.removesuffix("/"))
+    return key.endswith("/")

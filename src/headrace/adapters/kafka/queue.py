@@ -1,0 +1,98 @@
+"""The job queue of many processes: topics that a group of them reads, and one of dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Final
+
+from headrace.adapters.kafka.client import check_options
+from headrace.adapters.kafka.consumer import Member
+from headrace.adapters.kafka.delivery import KafkaDelivery
+from headrace.adapters.kafka.publisher import Outgoing, Publisher
+from headrace.adapters.kafka.settings import KafkaSettings
+from headrace.adapters.kafka.wire import encode, encode_letter, key
+from headrace.ports.job_queue import DeadLetter, Delivery, Message
+
+_CLOSE_S: Final = 10.0
+
+
+class KafkaQueue:
+    """The port `JobQueue` on Kafka.
+
+    A process joins the group when it takes for the first time: one that only publishes is given no
+    partitions, which it would leave lying.
+
+    Raises:
+        InvalidSettings: from the constructor, where librdkafka does not know an option.
+    """
+
+    shared = True
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.published = 0
+        self.buried = 0
+        self.taken = 0
+        self.commits = 0
+        self.commit_failures = 0
+        self.rebalances = 0
+        self.partitions = 0  # that are this process's
+        self.lag = 0  # messages in them that are not done
+        check_options(settings)
+        self._settings = settings
+        self._publisher = Publisher(settings)
+        self._member: Member | None = None
+        self._inbox: asyncio.Queue[KafkaDelivery] = asyncio.Queue()
+        self._closed = False
+
+    @property
+    def in_hand(self) -> int:
+        """Messages that were delivered to this process and are not done."""
+        return 0 if self._member is None else self._member.in_hand
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        settings = self._settings
+        await self._publisher.send(
+            [
+                Outgoing(
+                    settings.retry_topic if message.failures else settings.chunks_topic,
+                    key(message.ref),
+                    encode(message),
+                )
+                for message in messages
+            ]
+        )
+        self.published += len(messages)
+
+    async def take(self) -> Delivery:
+        if self._member is None and not self._closed:
+            self._join(asyncio.get_running_loop())
+        while True:
+            delivery = await self._inbox.get()
+            if not delivery.revoked:
+                self.taken += 1
+                return delivery
+
+    async def bury(self, letter: DeadLetter) -> None:
+        whose = letter.source.encode() if letter.ref is None else key(letter.ref)
+        letters = [Outgoing(self._settings.dead_topic, whose, encode_letter(letter))]
+        await self._publisher.send(letters)
+        self.buried += 1
+
+    async def run(self) -> None:
+        await asyncio.get_running_loop().create_future()  # the clients' threads keep it
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._member is not None:
+            await asyncio.to_thread(self._member.close, _CLOSE_S)
+        await asyncio.to_thread(self._publisher.close, _CLOSE_S)
+
+    def _join(self, loop: asyncio.AbstractEventLoop) -> None:
+        def deliver(delivery: KafkaDelivery) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it comes again elsewhere
+                loop.call_soon_threadsafe(self._inbox.put_nowait, delivery)
+
+        self._member = Member(self._settings, deliver=deliver, counts=self)
+        self._member.start()

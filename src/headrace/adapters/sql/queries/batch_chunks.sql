@@ -1,0 +1,171 @@
+-- name: claim_batch_chunk
+UPDATE batch_chunks
+SET state = 'running', holder = :holder, attempt = attempt + 1, until_us = now_us() + :lease_us
+WHERE job = :job AND number = :number AND state IN ('waiting', 'queued')
+    AND not_before_us <= now_us()
+    AND EXISTS (
+        SELECT 1 FROM batch_jobs
+        WHERE batch_jobs.id = :job AND batch_jobs.state = 'in_progress' AND ending = 'completed'
+    )
+RETURNING *;
+
+-- name: renew_batch_chunk
+UPDATE batch_chunks SET until_us = now_us() + :lease_us
+WHERE job = :job AND number = :number AND state = 'running'
+    AND holder = :holder AND attempt = :attempt
+    AND EXISTS (
+        SELECT 1 FROM batch_jobs
+        WHERE batch_jobs.id = :job AND batch_jobs.state = 'in_progress' AND ending = 'completed'
+    )
+RETURNING number;
+
+-- name: close_batch_chunk
+-- Of a job: one of its chunks has its outcome. The job is locked from here on.
+UPDATE batch_jobs
+SET open_chunks = open_chunks - 1,
+    completed = completed + :completed,
+    failed = failed + :failed,
+    revision = revision + 1,
+    state = CASE
+        WHEN open_chunks = 1 AND state = 'in_progress' THEN 'finalizing' ELSE state
+    END,
+    finalizing_at = CASE
+        WHEN open_chunks = 1 AND state = 'in_progress' THEN now_us() / 1000000
+        ELSE finalizing_at
+    END
+WHERE id = :job AND open_chunks > 0
+RETURNING id;
+
+-- name: complete_batch_chunk
+UPDATE batch_chunks
+SET state = 'done',
+    holder = '',
+    completed = :completed,
+    failed = :failed,
+    output_key = :output_key,
+    output_bytes = :output_bytes,
+    errors_key = :errors_key,
+    errors_bytes = :errors_bytes
+WHERE job = :job AND number = :number AND state = 'running'
+    AND holder = :holder AND attempt = :attempt
+RETURNING number;
+
+-- name: batch_chunk
+SELECT * FROM batch_chunks WHERE job = :job AND number = :number;
+
+-- name: hand_back_batch_chunk
+UPDATE batch_chunks
+SET state = :state,
+    holder = '',
+    failures = :failures,
+    story = :story,
+    not_before_us = now_us() + :delay_us
+WHERE job = :job AND number = :number AND state = 'running'
+    AND holder = :holder AND attempt = :attempt AND until_us <= :until_us
+RETURNING *;
+
+-- name: overdue_batch_chunks
+SELECT job, number FROM batch_chunks
+WHERE state = 'running' AND until_us <= now_us()
+ORDER BY until_us
+LIMIT :limit;
+
+-- name: overdue_batch_chunk
+SELECT * FROM batch_chunks
+WHERE job = :job AND number = :number AND state = 'running' AND until_us <= now_us();
+
+-- name: bury_batch_chunk
+UPDATE batch_chunks SET state = 'dead'
+WHERE job = :job AND number = :number AND attempt = :attempt AND state IN ('waiting', 'queued')
+    AND EXISTS (SELECT 1 FROM batch_jobs WHERE batch_jobs.id = :job AND planned = 1)
+RETURNING number;
+
+-- name: batch_chunks_of_job
+SELECT * FROM batch_chunks WHERE job = :job AND number > :after ORDER BY number LIMIT :limit;
+
+-- name: batch_chunks_to_queue
+-- How many are queued or running, and whether one may be queued.
+SELECT
+    (SELECT COUNT(*) FROM batch_chunks WHERE state = 'queued')
+        + (SELECT COUNT(*) FROM batch_chunks WHERE state = 'running'),
+    (
+        SELECT COUNT(*) FROM batch_chunks WHERE state = 'queued' AND queued_by = :by
+    ) + (SELECT COUNT(*) FROM batch_chunks WHERE state = 'running' AND holder = :by),
+    CASE WHEN EXISTS (
+        SELECT 1 FROM batch_jobs
+        WHERE state = 'in_progress' AND ending = 'completed'
+            AND EXISTS (
+                SELECT 1 FROM batch_chunks
+                WHERE batch_chunks.job = batch_jobs.id AND batch_chunks.state = 'waiting'
+                    AND not_before_us <= now_us()
+            )
+    ) THEN 1 ELSE 0 END;
+
+-- name: take_batch_turn
+UPDATE batch_dispatch SET turn = turn RETURNING turn;
+
+-- name: keep_batch_turn
+UPDATE batch_dispatch SET turn = :turn;
+
+-- name: batch_tenants_to_serve
+SELECT tenant, turn, job_turn FROM batch_tenants
+WHERE EXISTS (
+    SELECT 1 FROM batch_jobs
+    WHERE batch_jobs.tenant = batch_tenants.tenant
+        AND state = 'in_progress' AND ending = 'completed'
+        AND EXISTS (
+            SELECT 1 FROM batch_chunks
+            WHERE batch_chunks.job = batch_jobs.id AND batch_chunks.state = 'waiting'
+                AND not_before_us <= now_us()
+        )
+)
+ORDER BY turn, tenant
+LIMIT :limit;
+
+-- name: batch_jobs_to_serve
+-- With how many chunks each could have queued, up to the limit.
+SELECT id, turn, priority, ready, sequence FROM (
+    SELECT id, turn, priority, sequence, (
+        SELECT COUNT(*) FROM (
+            SELECT 1 FROM batch_chunks
+            WHERE batch_chunks.job = batch_jobs.id AND batch_chunks.state = 'waiting'
+                AND not_before_us <= now_us()
+            LIMIT :limit
+        ) AS first_ones
+    ) AS ready
+    FROM batch_jobs
+    WHERE tenant = :tenant AND state = 'in_progress' AND ending = 'completed'
+) AS jobs
+WHERE ready > 0
+ORDER BY turn, sequence
+LIMIT :limit;
+
+-- name: serve_batch_job
+-- Locks it ahead of its chunks.
+UPDATE batch_jobs SET turn = :turn
+WHERE id = :job AND state = 'in_progress' AND ending = 'completed'
+RETURNING id;
+
+-- name: queue_batch_chunks
+UPDATE batch_chunks SET state = 'queued', queued_by = :by, queued_us = now_us()
+WHERE job = :job AND state = 'waiting' AND number IN (
+    SELECT number FROM batch_chunks
+    WHERE job = :job AND state = 'waiting' AND not_before_us <= now_us()
+    ORDER BY number
+    LIMIT :count
+)
+RETURNING *;
+
+-- name: serve_batch_tenant
+UPDATE batch_tenants SET turn = :turn, job_turn = :job_turn WHERE tenant = :tenant;
+
+-- name: lost_batch_chunks
+SELECT job, number FROM batch_chunks
+WHERE state = 'queued' AND queued_us <= now_us() - :older_us
+ORDER BY queued_us
+LIMIT :limit;
+
+-- name: requeue_batch_chunk
+UPDATE batch_chunks SET queued_by = :by, queued_us = now_us()
+WHERE job = :job AND number = :number AND state = 'queued' AND queued_us <= now_us() - :older_us
+RETURNING *;

@@ -1,0 +1,1 @@
+"""Batch jobs: planned, shared out, worked on and finished, each row exactly once."""

@@ -1,0 +1,84 @@
+"""Whether any of very many custom ids comes twice, in bounded memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+_RUN: Final = 200_000  # hashes that are held in memory; more take the loop for too long to sort
+_HASH: Final = np.dtype(np.int64)
+
+
+class CustomIds:
+    """Remembers hashes, some of them in memory and the others sorted in a temporary file.
+
+    Python's hashes of text are salted in each process: nobody can prepare ids that collide. What
+    has the same hash need not be the same: who asks looks at those again.
+    """
+
+    def __init__(self, *, run: int = _RUN) -> None:
+        self._run = run
+        self._recent: list[int] = []
+        self._lengths: list[int] = []  # of the sorted runs in the file
+        self._file: IO[bytes] | None = None
+
+    def add(self, custom_id: str) -> None:
+        """Remember one."""
+        self._recent.append(hash(custom_id))
+        if len(self._recent) >= self._run:
+            self._spill()
+
+    def repeated(self) -> frozenset[int]:
+        """The hashes that came more than once."""
+        found: set[int] = set()
+        for part in self._parts():
+            part.sort()
+            found.update(part[1:][part[1:] == part[:-1]].tolist())
+        return frozenset(found)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving
+        run = np.sort(np.array(self._recent, _HASH))
+        self._file.write(run.data)
+        self._lengths.append(len(run))
+        self._recent.clear()
+
+    def _parts(self) -> Iterator[npt.NDArray[np.int64]]:
+        """All hashes, a range of values at a time, each about as large as a run."""
+        recent = np.sort(np.array(self._recent, _HASH))
+        if self._file is None:
+            yield recent
+            return
+        self._file.flush()
+        runs: list[npt.NDArray[Any]] = [recent]
+        at = 0
+        for length in self._lengths:
+            runs.append(np.memmap(self._file, _HASH, "r", at * _HASH.itemsize, (length,)))
+            at += length
+        bounds = np.linspace(-(2.0**63), 2.0**63, len(runs) + 1)
+        low = [0] * len(runs)
+        for bound in bounds[1:-1].tolist():
+            high = [int(np.searchsorted(run, np.int64(int(bound)))) for run in runs]
+            yield np.concatenate([r[a:b] for r, a, b in zip(runs, low, high, strict=True)])
+            low = high
+        yield np.concatenate([r[a:] for r, a in zip(runs, low, strict=True)])

@@ -1,0 +1,83 @@
+"""Telling workers which chunks to begin: few at a time, so that jobs take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from headrace.batch.settings import BatchSettings
+from headrace.batch.waking import wanted_within
+from headrace.domain.chunks import Chunk
+from headrace.domain.errors import HeadraceError
+from headrace.ports.job_queue import DeadLetter, JobQueue, Message
+from headrace.ports.job_store import JobStore
+
+_logger = logging.getLogger(__name__)
+_AHEAD: Final = 2
+
+
+class Dispatcher:
+    """Keeps the queue as full as `window` says, and buries chunks that fail again and again.
+
+    `by` names this process. Several processes may dispatch: each chunk is queued by one of them.
+    """
+
+    def __init__(
+        self, *, store: JobStore, queue: JobQueue, settings: BatchSettings, by: str
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._settings = settings
+        self._by = by
+        self.wanted = asyncio.Event()  # there may be something to queue
+
+    async def run(self) -> None:
+        """Queue what fits whenever something has changed. Never returns."""
+        while True:
+            self.wanted.clear()
+            try:
+                await self.dispatch()
+            except HeadraceError as error:
+                _logger.warning("chunks cannot be queued: %s", error.message)
+            except Exception:  # the root of a task
+                _logger.exception("chunks cannot be queued")
+            await wanted_within(self.wanted, self._settings.look_s)
+
+    async def dispatch(self) -> int:
+        """Queue what fits; how many chunks that were. Raises StoreUnavailable."""
+        settings, shared = self._settings, self._queue.shared
+        # what only this process takes is queued when it is about to take it
+        window = settings.window if shared else settings.chunks_in_hand + _AHEAD
+        chunks = await self._store.queue_chunks(by=self._by, window=window, shared=shared)
+        await self._send(chunks)
+        return len(chunks)
+
+    async def repeat(self) -> int:
+        """Queue anew what nobody took: its message was lost. Raises StoreUnavailable."""
+        after_s = self._settings.requeue_after_s
+        chunks = await self._store.requeue(by=self._by, older_than_s=after_s)
+        await self._send(chunks)
+        return len(chunks)
+
+    async def _send(self, chunks: Sequence[Chunk]) -> None:
+        most = self._settings.max_chunk_failures
+        messages = []
+        for chunk in chunks:
+            if chunk.failures >= most:
+                await self._bury(chunk)
+            else:
+                messages.append(Message(ref=chunk.ref, failures=chunk.failures))
+        if messages:
+            await self._queue.publish(messages)
+
+    async def _bury(self, chunk: Chunk) -> None:
+        """The letter first: one that comes twice is better than none."""
+        reason = f"working on it failed {chunk.failures} times"
+        await self._queue.bury(DeadLetter(reason=reason, ref=chunk.ref, story=chunk.story))
+        if await self._store.bury_chunk(chunk.ref, chunk.attempt):
+            _logger.error(
+                "a chunk was given up",
+                extra={"job": chunk.ref.job, "chunk": chunk.ref.index, "story": chunk.story},
+            )

@@ -1,0 +1,50 @@
+"""What a job's `endpoint` says: for which model its rows are."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote
+
+from headrace.domain.jobs import Target
+from headrace.domain.names import RULE, is_name
+from headrace.domain.parameters import InvalidParam, UnsupportedParam
+
+_INFER: Final = re.compile(r"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
+#: Whose rows name their models themselves.
+OPENAI_ENDPOINTS: Final = frozenset({"/v1/embeddings", "/v1/chat/completions", "/v1/completions"})
+_PARAM: Final = "endpoint"
+_MAX_CHARS: Final = 1024
+
+
+def parse(endpoint: str) -> Target:
+    """Take an endpoint apart; the target's `model` is "" where the rows name it.
+
+    Raises:
+        InvalidParam: it is none that jobs can be for.
+    """
+    if endpoint in OPENAI_ENDPOINTS:
+        return Target(endpoint)
+    found = _INFER.fullmatch(endpoint) if len(endpoint) <= _MAX_CHARS else None
+    if found is None:
+        raise InvalidParam(
+            _PARAM,
+            "expected /v2/models/{model}/infer or /v2/models/{model}/versions/{version}/infer, "
+            f"got {endpoint[:64]!a}",
+        )
+    model, version = unquote(found[1]), unquote(found[2] or "")
+    for kind, name in (("model", model), ("version", version or "1")):
+        if not is_name(name):
+            raise InvalidParam(_PARAM, f"{kind} name {name[:64]!a} is not allowed: it is {RULE}")
+    return Target(endpoint, model, version)
+
+
+def require_runnable(target: Target) -> Target:
+    """`target`, if there is what runs its rows. Raises UnsupportedParam."""
+    if not target.model:
+        raise UnsupportedParam(
+            _PARAM,
+            f"rows for {target.url} cannot be run here: nothing serves it. "
+            "Use /v2/models/{model}/infer",
+        )
+    return target

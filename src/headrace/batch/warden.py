@@ -1,0 +1,78 @@
+"""Looking after what nobody holds any more: leases, messages, windows, objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from headrace.batch.dispatcher import Dispatcher
+from headrace.batch.settings import BatchSettings
+from headrace.domain.errors import HeadraceError
+from headrace.ports.job_store import JobStore
+from headrace.ports.object_store import ObjectStore
+
+_logger = logging.getLogger(__name__)
+_SOME = 100  # at a time
+
+
+class Warden:
+    """Runs in every process that works on jobs; what one does, the others find done."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        objects: ObjectStore,
+        dispatcher: Dispatcher,
+        settings: BatchSettings,
+        changed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._objects = objects
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._changed = changed
+
+    async def run(self) -> None:
+        """Look again and again. Never returns."""
+        while True:
+            for duty in (self.leases, self._dispatcher.repeat, self.windows, self.garbage):
+                await self._do(duty)
+            await asyncio.sleep(self._settings.look_s)
+
+    async def leases(self) -> int:
+        """Let go of chunks whose workers are silent."""
+        overdue = await self._store.release_overdue(_SOME)
+        for each in overdue:
+            _logger.warning(
+                "a worker was silent past its lease: its chunk is given to another",
+                extra={
+                    "job": each.chunk.ref.job,
+                    "chunk": each.chunk.ref.index,
+                    "holder": each.holder,
+                },
+            )
+        return len(overdue)
+
+    async def windows(self) -> int:
+        """End jobs whose window is over."""
+        return len(await self._store.expire_jobs(_SOME))
+
+    async def garbage(self) -> int:
+        """Remove objects that nobody needs."""
+        keys = await self._store.take_garbage(_SOME)
+        for key in keys:
+            await self._objects.remove(key)
+        if keys:
+            await self._store.removed(keys)
+        return len(keys)
+
+    async def _do(self, duty: Callable[[], Awaitable[int]]) -> None:
+        try:
+            if await duty():
+                self._changed()
+        except HeadraceError as error:
+            _logger.warning("%s", error.message)
+        except Exception:  # the root of a task
+            _logger.exception("looking after jobs failed")

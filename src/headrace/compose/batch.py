@@ -1,0 +1,178 @@
+"""The batch service of one process: its use cases, and whoever works on jobs here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from headrace.adapters.artifacts.batch_objects import object_store
+from headrace.adapters.memory_queue import MemoryQueue, MemoryQueueSettings
+from headrace.adapters.sql.database import Database
+from headrace.adapters.sql.job_store import SqlJobStore
+from headrace.batch.chunk_leases import ChunkLeases
+from headrace.batch.dispatcher import Dispatcher
+from headrace.batch.failed_rows import FailedRows
+from headrace.batch.files import Files
+from headrace.batch.finisher import Finisher
+from headrace.batch.hands import Hands
+from headrace.batch.jobs import Jobs
+from headrace.batch.metrics import BatchMetrics
+from headrace.batch.planner import Planner
+from headrace.batch.row_runner import RowRunner
+from headrace.batch.warden import Warden
+from headrace.batch.worker import Worker
+from headrace.compose.merge_limits import MergeLimits
+from headrace.domain.errors import HeadraceError
+from headrace.domain.jobs import Job
+from headrace.ports.idempotency import IdempotencyStore
+from headrace.ports.inference import InferenceService
+from headrace.ports.job_queue import JobQueue
+from headrace.ports.model_control import ModelControl
+from headrace.settings import QueueSettings, Settings
+from headrace.telemetry.metrics import Metrics
+from headrace.telemetry.trace_context import RequestIds
+from headrace.transport.oip_rest.rows import OipRows
+from headrace.transport.openai.application import OpenAiWire
+
+_logger = logging.getLogger(__name__)
+_JOBS_AT_ONCE: Final = 3  # that are planned or finished: a large one does not hold up the others
+
+
+class BatchHouse:
+    """All parts of the batch service in this process, over the registry's database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: Database,
+        idempotency: IdempotencyStore,
+        data_dir: Path,
+        service: Callable[[], InferenceService],
+        control: Callable[[], ModelControl],
+        metrics: Metrics,
+        ids: RequestIds,
+    ) -> None:
+        batch = settings.batch
+        self._settings = batch
+        self._service = service
+        self._ids = ids
+        self._store = store = SqlJobStore(database)
+        self._objects = objects = object_store(settings.artifacts, data_dir=data_dir)
+        self._queue = queue = _queue(settings.queue)
+        self._codec = codec = OipRows()
+        self._limits = MergeLimits(control, clock=time.monotonic)
+        self._metrics = BatchMetrics(metrics)
+        holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._dispatcher = Dispatcher(store=store, queue=queue, settings=batch, by=holder)
+        self._hands = Hands(
+            store=store,
+            planner=Planner(store=store, objects=objects, codec=codec, settings=batch),
+            finisher=Finisher(
+                store=store, objects=objects, codec=codec, settings=batch, now=time.time
+            ),
+            settings=batch,
+            metrics=self._metrics,
+            holder=holder,
+            changed=self._changed,
+        )
+        self._leases = ChunkLeases(
+            store=store, lease_s=batch.lease_s, look_s=batch.look_s, clock=time.monotonic
+        )
+        self._worker = Worker(
+            store=store,
+            objects=objects,
+            queue=queue,
+            runner=self._runner,
+            codec=codec,
+            leases=self._leases,
+            settings=batch,
+            metrics=self._metrics,
+            holder=holder,
+            changed=self._changed,
+            clock=time.monotonic,
+        )
+        self._warden = Warden(
+            store=store,
+            objects=objects,
+            dispatcher=self._dispatcher,
+            settings=batch,
+            changed=self._changed,
+        )
+        files = Files(store=store, objects=objects, settings=batch, clock=time.time)
+        jobs = Jobs(
+            store=store,
+            objects=objects,
+            failed_rows=FailedRows(store=store, objects=objects, codec=codec, settings=batch),
+            settings=batch,
+            clock=time.time,
+            monotonic=time.monotonic,
+            changed=self._changed,
+        )
+        self.wire = OpenAiWire(files=files, jobs=jobs, idempotency=idempotency)
+
+    async def run(self) -> None:
+        """Work on jobs. Never returns; cancelled, it hands back what it has in hand."""
+        async with asyncio.TaskGroup() as tasks:
+            for work in (
+                self._queue.run,
+                self._leases.run,
+                *[self._hands.run] * _JOBS_AT_ONCE,
+                self._dispatcher.run,
+                self._worker.run,
+                self._warden.run,
+                self._look,
+            ):
+                tasks.create_task(work())
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._queue.close()
+        await self._objects.close()
+
+    async def _runner(self, job: Job) -> RowRunner:
+        target = job.target
+        limit = await self._limits.learn(job.tenant, target.model, target.version)
+        return RowRunner(
+            service=self._service(),
+            codec=self._codec,
+            mergeable=partial(_limit_of, target.model, limit),
+            ids=self._ids.request_id,
+            clock=time.monotonic,
+            sleep=asyncio.sleep,
+            chance=random.random,
+            settings=self._settings.rows,
+        )
+
+    def _changed(self) -> None:
+        self._hands.wanted.set()
+        self._dispatcher.wanted.set()
+
+    async def _look(self) -> None:
+        """Count what there is to do."""
+        while True:
+            with contextlib.suppress(HeadraceError):
+                self._metrics.backlog(await self._store.waiting())
+            await asyncio.sleep(self._settings.backlog_s)
+
+
+def _limit_of(known: str, limit: int, model: str, _: str) -> int:
+    return limit if model == known else 0
+
+
+def _queue(settings: QueueSettings) -> JobQueue:
+    if isinstance(settings, MemoryQueueSettings):
+        return MemoryQueue()
+    from headrace.adapters.kafka.queue import KafkaQueue
+
+    return KafkaQueue(settings)

@@ -1,0 +1,59 @@
+"""How the lines of a batch file are read and written: the wire's business, asked for by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from headrace.domain.errors import HeadraceError
+from headrace.domain.inference import InferRequest, InferResponse
+
+
+class RowHead(msgspec.Struct, frozen=True):
+    """What planning needs of a line. `problem` is "" where the line is a row at all."""
+
+    custom_id: str
+    url: str
+    problem: str = ""
+    code: str = ""  # of the problem
+    param: str = ""
+
+
+class Row(msgspec.Struct):
+    """One line. What is wrong with it alone is its `problem`, and then there is no request."""
+
+    custom_id: str
+    request: InferRequest | None
+    problem: HeadraceError | None = None
+
+
+class RowCodec(Protocol):
+    """Lines of OpenAI's batch files. Lines are without their newline, answers with it."""
+
+    def head(self, line: bytes | memoryview) -> RowHead:
+        """Look at a line without decoding its body. Never raises."""
+        ...
+
+    def row(self, line: bytes | memoryview, *, model: str, version: str) -> Row:
+        """Decode a line whose head was looked at. Never raises."""
+        ...
+
+    def output_line(self, row: Row, response: InferResponse, *, request_id: str) -> bytes:
+        """The answer to a row. Raises HeadraceError where outputs have no JSON form."""
+        ...
+
+    def output_lines(
+        self, rows: Sequence[Row], response: InferResponse, *, request_id: str
+    ) -> list[bytes] | None:
+        """The answers to rows that were merged, each with as many rows of every output.
+
+        The request ids are `request_id`, a dash and the place among `rows`, from 0 on. None: they
+        have to be written one by one.
+        """
+        ...
+
+    def error_line(self, custom_id: str, error: HeadraceError, *, request_id: str) -> bytes:
+        """A row's failure, with the status that it would have had online."""
+        ...

@@ -1,0 +1,117 @@
+"""`/v1/batches`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headrace.domain.batch_requests import Again, NewJob
+from headrace.ports.idempotency import IdempotencyStore
+from headrace.transport.idempotent import once
+from headrace.transport.openai.objects import answer, batch_object, list_object
+from headrace.transport.openai.requests import call_of, decode, number_of, query_of, read_json
+from headrace.transport.openai.use_cases import Jobs
+
+
+class _ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    anchor: Literal["created_at"]
+    seconds: int
+
+
+class _NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body that creates a batch. What OpenAI does not have comes by `extra_body`."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: _ExpiresAfter | None = None
+    priority: int = 0
+    max_attempts: int | None = None
+
+
+class _Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    completion_window: str | None = None
+    metadata: dict[str, str] | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+
+
+class BatchesWire:
+    """The endpoints of batches. What begins a batch may have an idempotency key."""
+
+    def __init__(self, jobs: Jobs, *, idempotency: IdempotencyStore) -> None:
+        self._jobs = jobs
+        self._idempotency = idempotency
+
+    async def create(self, request: Request) -> Response:
+        """Begin a batch."""
+        query_of(request)
+        body = await read_json(request)
+
+        async def handle(request: Request) -> Response:
+            wanted = decode(body, _NewBatch)
+            expires = wanted.output_expires_after
+            job = await self._jobs.create(
+                call_of(request),
+                NewJob(
+                    input_file_id=wanted.input_file_id,
+                    endpoint=wanted.endpoint,
+                    completion_window=wanted.completion_window,
+                    metadata=wanted.metadata or {},
+                    output_expires_after_s=None if expires is None else expires.seconds,
+                    priority=wanted.priority,
+                    max_attempts=wanted.max_attempts,
+                ),
+            )
+            return answer(batch_object(job))
+
+        return await once(request, body, handle, store=self._idempotency)
+
+    async def find(self, request: Request) -> Response:
+        """List batches, the newest first."""
+        query = query_of(request, "limit", "after")
+        page = await self._jobs.find(
+            call_of(request),
+            limit=number_of(query, "limit"),
+            after=query.get("after", ""),
+        )
+        return answer(
+            list_object([batch_object(each) for each in page.items], has_more=page.has_more)
+        )
+
+    async def get(self, request: Request) -> Response:
+        """Read a batch."""
+        query_of(request)
+        return answer(batch_object(await self._jobs.get(call_of(request), _id(request))))
+
+    async def cancel(self, request: Request) -> Response:
+        """Run no more rows of a batch; asked again, it answers the same."""
+        query_of(request)
+        return answer(batch_object(await self._jobs.cancel(call_of(request), _id(request))))
+
+    async def retry(self, request: Request) -> Response:
+        """Begin a batch of the rows that failed in one that has ended."""
+        query_of(request)
+        body = await read_json(request, may_be_absent=True)
+
+        async def handle(request: Request) -> Response:
+            wanted = decode(body, _Retry)
+            again = Again(
+                completion_window=wanted.completion_window,
+                metadata=wanted.metadata,
+                priority=wanted.priority,
+                max_attempts=wanted.max_attempts,
+            )
+            job = await self._jobs.retry(call_of(request), _id(request), again)
+            return answer(batch_object(job))
+
+        return await once(request, body, handle, store=self._idempotency)
+
+
+def _id(request: Request) -> str:
+    id_: str = request.path_params["id"]
+    return id_
