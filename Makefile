@@ -30,7 +30,7 @@ export ORT_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench bench-proxy bench-triton triton kafka lock clean
+.PHONY: help setup demo test simulate lint format bench bench-batch bench-proxy bench-triton chaos triton kafka lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ demo: setup  ## Start the platform with a small model and send it requests
 
 test: lint triton kafka  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+
+simulate: setup  ## Run a million schedules of batch jobs in simulated time (SEED=n replays one)
+	FULL=1 $(BIN)/python -m pytest --numprocesses auto --dist load tests/simulation $(PYTEST_ARGS)
 
 lint: setup  ## Run the static checks only
 	$(BIN)/ruff check $(CODE)
@@ -56,11 +59,23 @@ format: setup  ## Format the code and apply the safe fixes
 bench: setup  ## Measure, and print the figures
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
+bench-batch: setup  ## Measure batch jobs beside a bare loop (FULL=1: memory over 10,000,000 rows)
+	$(BIN)/python -m bench.batch $(if $(FULL),--full) $(BENCH_ARGS)
+
 bench-proxy: setup  ## Measure what passing a request on costs, beside nginx, HAProxy and Envoy
 	$(BIN)/python -m bench.proxy $(BENCH_ARGS)
 
 bench-triton: setup triton  ## Measure a real Triton, asked directly and through the platform
 	$(BIN)/python -m bench.triton $(BENCH_ARGS)
+
+CHAOS := $(BIN)/python -m tests.support.chaos
+
+chaos: setup kafka  ## Kill and pause batch workers everywhere, restart their servers (FULL=1: 10,000 kills)
+	$(CHAOS) --all --kills $(if $(FULL),10000,1000) --pauses $(if $(FULL),500,50)
+	$(CHAOS) --leases default --kills 20 --jobs 10
+	$(CHAOS) --kind cluster --kills $(if $(FULL),1000,100) --pauses 10 \
+		--restart postgres --restart kafka --restart s3 --joins 100
+	HEADRACE_CHAOS=1 $(BIN)/python -m pytest tests/chaos/test_platform.py
 
 triton: $(TRITON)/.requirements  ## Put a Triton into .venv/triton, for the tests and measurements
 

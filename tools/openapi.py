@@ -1,4 +1,4 @@
-"""Writes `docs/openapi.json` out of the management API's routes.
+"""Writes `docs/openapi.json`: the management API, and OpenAI's files and batches.
 
 python -m tools.openapi            write it
 python -m tools.openapi --check    exit with 1 where it is not up to date
@@ -14,6 +14,7 @@ from typing import Final
 
 from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
+from headrace.transport.openai.document import document as openai_document
 
 FILE: Final = Path(__file__).parents[1] / "docs" / "openapi.json"
 #: The API's. A running platform puts its own there, with which this file should not change.
@@ -22,7 +23,7 @@ _VERSION: Final = "v1"
 
 def text() -> str:
     """The whole document."""
-    described = document(operations(), version=_VERSION)
+    described = document(operations(), version=_VERSION, beside=openai_document())
     return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from headrace.compose.access_options import require_scopes, require_tenant
+from headrace.compose.batch_cli import batch
 from headrace.compose.keys_cli import keys
 from headrace.compose.models_cli import models
 from headrace.compose.settings_options import (
@@ -69,6 +70,7 @@ def main() -> None:
 
 main.add_command(models)
 main.add_command(keys)
+main.add_command(batch)
 
 
 @main.command()

@@ -48,6 +48,7 @@ from headrace.transport.http.client.limits import ClientLimits
 from headrace.transport.http.limits import HttpLimits
 from headrace.transport.http.tls import TlsProfile
 from headrace.transport.oip_grpc.settings import GrpcClientSettings
+from headrace.transport.openai.settings import EndpointKey
 
 ENVIRONMENT_PREFIX: Final = "HEADRACE_"
 _SECTION: Final = "__"
@@ -111,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     endpoint_http: ClientLimits = ClientLimits()
     endpoint_grpc: GrpcClientSettings = GrpcClientSettings()
     endpoints: dict[str, EndpointContent] = {}
+    endpoint_keys: dict[str, EndpointKey] = {}
     routes: dict[str, RouteContent] = {}
     tls: dict[str, TlsProfile] = {}
     registry: RegistrySettings = RegistrySettings()
@@ -148,6 +150,7 @@ def load(
     settings = _convert(tree, "")
     _check_ranges(settings)
     _check_profiles(settings)
+    _check_endpoint_keys(settings)
     return settings
 
 
@@ -373,4 +376,12 @@ def _check_profiles(settings: Settings) -> None:
             msg = (
                 f"endpoints.{name}.tls: there is no profile [tls.{endpoint.tls}]; there is {known}"
             )
+            raise InvalidSettings(msg)
+
+
+def _check_endpoint_keys(settings: Settings) -> None:
+    for name in settings.endpoint_keys:
+        endpoint = settings.endpoints.get(name)
+        if endpoint is None or endpoint.protocol != "openai":
+            msg = f"endpoint_keys.{name}: there is no [endpoints.{name}] whose protocol is openai"
             raise InvalidSettings(msg)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
@@ -15,6 +16,7 @@ from headrace.adapters.sql.opening import open_store
 from headrace.adapters.sql.registry_store import SqlRegistryStore
 from headrace.adapters.sql.settings import SqliteSettings
 from headrace.adapters.sql.statements import statement
+from headrace.batch.settings import BatchSettings
 from headrace.compose import registry
 from headrace.compose.registry import RegistryHouse
 from headrace.domain.calls import Call, Principal
@@ -33,16 +35,24 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[RegistryHouse]:
-    settings = Settings(storage=StorageSettings(data_dir=str(tmp_path)))
-    async with registry.opened(
+def _opened(
+    tmp_path: Path, batch: BatchSettings | None = None
+) -> contextlib.AbstractAsyncContextManager[RegistryHouse]:
+    settings = Settings(
+        storage=StorageSettings(data_dir=str(tmp_path)), batch=batch or BatchSettings()
+    )
+    return registry.opened(
         settings,
         metrics=Metrics(version="0"),
         version="0",
         configured=NOTHING_CONFIGURED,
         known=nothing_else,
-    ) as house:
+    )
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[RegistryHouse]:
+    async with _opened(tmp_path) as house:
         yield house
 
 
@@ -80,3 +90,15 @@ async def test_the_use_of_keys_is_kept(house: RegistryHouse, store: SqlRegistryS
     at = datetime(2026, 1, 1, tzinfo=UTC)
     await house.keep_key_usage({key.key: at})
     assert await store.key_usage("acme", [key.id]) == {key.id: at}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_the_document_has_batches_where_they_are_offered(
+    tmp_path: Path, *, enabled: bool
+) -> None:
+    async with _opened(tmp_path, BatchSettings(enabled=enabled)) as house:
+        transport = httpx.ASGITransport(app=await house.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            paths = (await client.get("/api/v1/openapi.json")).json()["paths"]
+    assert ("/v1/batches" in paths) is enabled
+    assert "/api/v1/models" in paths

@@ -155,8 +155,9 @@ class BatchApi:
     async def _sleep(self, seconds: float) -> None:
         self.monotonic += seconds
 
-    async def _failed_rows(self, job: Job, key: str) -> int:
-        self.objects.objects[key] = b'{"custom_id": "2"}\n' * job.counts.failed
+    async def _failed_rows(self, job: Job, key: str, *, codes: frozenset[str] | None = None) -> int:
+        rows = job.counts.failed if codes is None or "chunk_dead" in codes else 0
+        self.objects.objects[key] = b'{"custom_id": "2"}\n' * rows
         return len(self.objects.objects[key])
 
     async def _edge(self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend) -> None:

@@ -440,9 +440,10 @@ class MemoryJobStore:
         live: list[Claim] = []
         for claim in claims:
             chunk = self._worked_on(claim)
-            if chunk is not None and self._kept.jobs[claim.ref.job].goes_on:
+            if chunk is not None:
                 chunk.until = until
-                live.append(claim)
+                if self._kept.jobs[claim.ref.job].goes_on:
+                    live.append(claim)
         return frozenset(live)
 
     @_operation

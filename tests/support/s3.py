@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -27,43 +28,61 @@ _STOP_S: Final = 15.0
 _ROLES: Final = ("master", "volume", "filer", "s3")
 
 
+class Seaweed:
+    """A store with one bucket. Its address and its data stay when it is started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = {
+            "name": ACCESS_KEY,
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        config = folder / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        ports = _free_ports(2 * len(_ROLES))
+        http, grpc = ports[: len(_ROLES)], ports[len(_ROLES) :]
+        self._command = [
+            str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
+            f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
+            *(f"-{role}.port={port}" for role, port in zip(_ROLES, http, strict=True)),
+            *(f"-{role}.port.grpc={port}" for role, port in zip(_ROLES, grpc, strict=True)),
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
+            "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.preStopSeconds=0",
+            "-master.telemetry=false", "-master.peers=none",
+        ]  # fmt: skip
+        self.url = f"http://127.0.0.1:{http[-1]}"
+        self._bucket = f"http://127.0.0.1:{http[2]}/buckets/{BUCKET}/"
+        self._folder = folder
+        self._log = folder / "weed.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with self._log.open("ab") as output:
+            process = self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=self._folder,
+            )  # fmt: skip
+        eventually(lambda: _answers(process, self.url, self._log), timeout_s=_START_S)
+        eventually(lambda: _put(self._bucket), timeout_s=_START_S)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(_STOP_S)
+
+
 @contextlib.contextmanager
 def seaweed(folder: Path) -> Iterator[str]:
     """Run the store with its data in `folder`, and one bucket; gives its URL."""
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = {
-        "name": ACCESS_KEY,
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-    }
-    config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
-    ports = _free_ports(2 * len(_ROLES))
-    http, grpc = ports[: len(_ROLES)], ports[len(_ROLES) :]
-    log = folder / "weed.log"
-    command = [
-        str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
-        f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        *(f"-{role}.port={port}" for role, port in zip(_ROLES, http, strict=True)),
-        *(f"-{role}.port.grpc={port}" for role, port in zip(_ROLES, grpc, strict=True)),
-        "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
-        "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.preStopSeconds=0",
-        "-master.telemetry=false", "-master.peers=none",
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder
-        )
-    url = f"http://127.0.0.1:{http[-1]}"
+    server = Seaweed(folder)
     try:
-        eventually(lambda: _answers(process, url, log), timeout_s=_START_S)
-        eventually(
-            lambda: _put(f"http://127.0.0.1:{http[2]}/buckets/{BUCKET}/"), timeout_s=_START_S
-        )
-        yield url
+        server.start()
+        yield server.url
     finally:
-        process.send_signal(signal.SIGKILL)  # its data is thrown away
-        process.wait(_STOP_S)
+        server.kill()  # its data is thrown away
 
 
 def client(url: str) -> S3Store:
@@ -106,5 +125,7 @@ def _put(url: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
             return bool(answer.status < 300)
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.CONFLICT  # it is there, since the start before
     except (OSError, urllib.error.URLError):
         return False

@@ -421,6 +421,18 @@ def test_a_mistake_in_a_named_table_is_refused_with_its_name(
     assert _refusal(file).startswith(f"{file}: {refusal}")
 
 
+def test_a_key_is_for_an_endpoint_of_openai_that_is_there(toml: Toml) -> None:
+    key = "[endpoint_keys.a]\nsecret = 'sk-1'\n"
+    told = "endpoint_keys.a: there is no [endpoints.a] whose protocol is openai"
+    assert _refusal(toml(key)) == told
+    endpoint = "[endpoints.a]\nurl = 'http://a'\n"
+    assert _refusal(toml(endpoint + key)) == told
+    settings = load(toml(f"{endpoint}protocol = 'openai'\n{key}"))
+    assert settings.endpoint_keys["a"].secret == "sk-1"
+    odd = "[endpoint_keys.a]\nsecret = 'a b'\n"
+    assert "endpoint_keys.a.secret: " in _refusal(toml(odd))
+
+
 def test_an_endpoint_names_a_profile_that_is_there(toml: Toml) -> None:
     text = "[endpoints.a]\nurl = 'https://a'\ntls = 'mesh'\n"
     assert _refusal(toml(text)) == (

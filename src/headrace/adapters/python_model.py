@@ -26,6 +26,8 @@ from headrace.ports.python_model import LoadContext, Model
 
 _logger = logging.getLogger(__name__)
 _TEXT_CHARS: Final = 1000
+#: Taken apart here: msgspec does it when a type is used first, which is no work for many threads.
+_SPEC: Final = msgspec.json.Decoder(TensorSpec).type
 _serial: Final = itertools.count()  # every load gets a module of its own
 
 
@@ -236,7 +238,7 @@ def _check_specs(cls: type[Model], kind: str, specs: object) -> None:
     for spec in specs:
         try:
             sound = isinstance(spec, TensorSpec) and spec == msgspec.convert(
-                msgspec.to_builtins(spec), TensorSpec
+                msgspec.to_builtins(spec), _SPEC
             )
         except msgspec.ValidationError:
             sound = False

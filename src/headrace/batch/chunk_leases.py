@@ -65,12 +65,19 @@ class ChunkLeases:
         """Renew what is held, again and again. Never returns."""
         while True:
             await asyncio.sleep(self._every_s)
-            if self._held:
+            try:
                 await self.renew()
+            except Exception:  # the root of a task
+                _logger.exception("leases cannot be renewed")
 
     async def renew(self) -> None:
-        """Renew what is held. What cannot be renewed in time is given up."""
+        """Renew what is held. What cannot be renewed in time is given up, and stays so.
+
+        What is stopped is renewed too: the rows that it began are told as they end.
+        """
         asked = list(self._held.values())
+        if not asked:
+            return
         now = self._clock()
         try:
             kept = await self._store.renew_chunks([lease.claim for lease in asked], self._lease_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 _RUN: Final = 200_000  # hashes that are held in memory; more take the loop for too long to sort
 _HASH: Final = np.dtype(np.int64)
+#: Hashes that are looked for again: so many are never all of ids that differ.
+_MOST: Final = 10_000
 
 
 class CustomIds:
@@ -33,12 +35,20 @@ class CustomIds:
         if len(self._recent) >= self._run:
             self._spill()
 
+    def add_all(self, custom_ids: Iterable[str]) -> None:
+        """Remember some."""
+        self._recent.extend(map(hash, custom_ids))
+        if len(self._recent) >= self._run:
+            self._spill()
+
     def repeated(self) -> frozenset[int]:
-        """The hashes that came more than once."""
+        """Hashes that came more than once: all of them, or so many that some are of equal ids."""
         found: set[int] = set()
         for part in self._parts():
             part.sort()
-            found.update(part[1:][part[1:] == part[:-1]].tolist())
+            found.update(part[1:][part[1:] == part[:-1]][:_MOST].tolist())
+            if len(found) >= _MOST:
+                break
         return frozenset(found)
 
     def __enter__(self) -> Self:

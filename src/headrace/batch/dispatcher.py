@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from headrace.batch.metrics import BatchMetrics
 from headrace.batch.settings import BatchSettings
 from headrace.batch.waking import wanted_within
 from headrace.domain.chunks import Chunk
@@ -25,11 +26,18 @@ class Dispatcher:
     """
 
     def __init__(
-        self, *, store: JobStore, queue: JobQueue, settings: BatchSettings, by: str
+        self,
+        *,
+        store: JobStore,
+        queue: JobQueue,
+        settings: BatchSettings,
+        metrics: BatchMetrics,
+        by: str,
     ) -> None:
         self._store = store
         self._queue = queue
         self._settings = settings
+        self._metrics = metrics
         self._by = by
         self.wanted = asyncio.Event()  # there may be something to queue
 
@@ -63,21 +71,29 @@ class Dispatcher:
 
     async def _send(self, chunks: Sequence[Chunk]) -> None:
         most = self._settings.max_chunk_failures
-        messages = []
+        messages = [
+            Message(ref=chunk.ref, failures=chunk.failures)
+            for chunk in chunks
+            if chunk.failures < most
+        ]
+        if messages:
+            await self._queue.publish(messages)
         for chunk in chunks:
             if chunk.failures >= most:
                 await self._bury(chunk)
-            else:
-                messages.append(Message(ref=chunk.ref, failures=chunk.failures))
-        if messages:
-            await self._queue.publish(messages)
 
     async def _bury(self, chunk: Chunk) -> None:
         """The letter first: one that comes twice is better than none."""
         reason = f"working on it failed {chunk.failures} times"
-        await self._queue.bury(DeadLetter(reason=reason, ref=chunk.ref, story=chunk.story))
-        if await self._store.bury_chunk(chunk.ref, chunk.attempt):
-            _logger.error(
-                "a chunk was given up",
-                extra={"job": chunk.ref.job, "chunk": chunk.ref.index, "story": chunk.story},
-            )
+        job, index = chunk.ref.job, chunk.ref.index
+        try:
+            await self._queue.bury(DeadLetter(reason=reason, ref=chunk.ref, story=chunk.story))
+            if not await self._store.bury_chunk(chunk.ref, chunk.attempt):
+                return
+        except HeadraceError as error:  # it comes back with what nobody took
+            _logger.warning("chunk %d of %s cannot be buried: %s", index, job, error.message)
+            return
+        self._metrics.dead_letters.value += 1
+        _logger.error(
+            "a chunk was given up", extra={"job": job, "chunk": index, "story": chunk.story}
+        )

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from headrace.domain.jobs import Target
 from headrace.domain.names import RULE, is_name
-from headrace.domain.parameters import InvalidParam, UnsupportedParam
+from headrace.domain.parameters import InvalidParam
 
 _INFER: Final = re.compile(r"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer")
 #: Whose rows name their models themselves.
@@ -29,22 +29,11 @@ def parse(endpoint: str) -> Target:
     if found is None:
         raise InvalidParam(
             _PARAM,
-            "expected /v2/models/{model}/infer or /v2/models/{model}/versions/{version}/infer, "
-            f"got {endpoint[:64]!a}",
+            "expected /v2/models/{model}/infer, /v2/models/{model}/versions/{version}/infer or "
+            f"{', '.join(sorted(OPENAI_ENDPOINTS))}, got {endpoint[:64]!a}",
         )
     model, version = unquote(found[1]), unquote(found[2] or "")
     for kind, name in (("model", model), ("version", version or "1")):
         if not is_name(name):
             raise InvalidParam(_PARAM, f"{kind} name {name[:64]!a} is not allowed: it is {RULE}")
     return Target(endpoint, model, version)
-
-
-def require_runnable(target: Target) -> Target:
-    """`target`, if there is what runs its rows. Raises UnsupportedParam."""
-    if not target.model:
-        raise UnsupportedParam(
-            _PARAM,
-            f"rows for {target.url} cannot be run here: nothing serves it. "
-            "Use /v2/models/{model}/infer",
-        )
-    return target

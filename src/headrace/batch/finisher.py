@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
 
+from headrace.batch.files import FOLDER
 from headrace.batch.job_leases import Held
 from headrace.batch.lines import lines_of
-from headrace.batch.not_run import not_run
+from headrace.batch.not_run import not_run, request_id
 from headrace.batch.settings import BatchSettings
 from headrace.domain.chunks import Chunk
-from headrace.domain.errors import BatchInconsistent, HeadraceError
+from headrace.domain.errors import BatchInconsistent
 from headrace.domain.files import File
 from headrace.domain.jobs import Job
 from headrace.ports.job_store import JobStore
@@ -19,6 +20,8 @@ from headrace.ports.object_store import ObjectStore
 from headrace.ports.rows import RowCodec
 
 _SUFFIX: Final = {"output": "output.jsonl", "errors": "error.jsonl"}
+_NOT_RUN: Final = frozenset({"dead", "skipped"})
+_NO_LIMIT: Final = 2**62
 
 
 class Finisher:
@@ -57,6 +60,9 @@ class Finisher:
             rows += chunk.span.rows
             result = chunk.result
             if result is None:
+                if chunk.state not in _NOT_RUN:
+                    msg = f"chunk {chunk.ref.index} of {job.id} is {chunk.state}"
+                    raise BatchInconsistent(msg)
                 key, size = await self._tell_not_run(job, chunk)
                 errors.append(key)
                 sizes[1] += size
@@ -68,9 +74,12 @@ class Finisher:
                 if part.key:
                     keys.append(part.key)
                     sizes[index] += part.size_bytes
-        if completed + failed != rows or rows != job.counts.total:
-            total = job.counts.total
-            msg = f"{job.id} has {total} rows, and its chunks tell of {completed} + {failed}"
+        counts = job.counts
+        if (completed + failed, rows, completed) != (rows, counts.total, counts.completed):
+            msg = (
+                f"{job.id} has {counts.total} rows, {counts.completed} of them completed, "
+                f"and its chunks tell of {completed} + {failed} of {rows}"
+            )
             raise BatchInconsistent(msg)
         output = await self._join(job, "output", outputs, sizes[0])
         error = await self._join(job, "errors", errors, sizes[1])
@@ -83,7 +92,7 @@ class Finisher:
             return None
         # of the job, so that finishing again makes no other file
         id_ = f"file-{job.id.removeprefix('batch_')}{'o' if kind == 'output' else 'e'}"
-        key = f"batch/files/{id_}"
+        key = f"{FOLDER}/{id_}"
         keep_s = job.output_expires_after_s or self._settings.output_retention_s
         written = await self._objects.join(key, parts)
         if written != size:
@@ -102,19 +111,31 @@ class Finisher:
     async def _tell_not_run(self, job: Job, chunk: Chunk) -> tuple[str, int]:
         """Write an error for each row of a chunk that was given up or never begun."""
         key = f"batch/jobs/{job.id}/{chunk.ref.index:08}/not-run.jsonl"
-        error = not_run(job.ending, dead=chunk.state == "dead")
-        size = await self._objects.upload(key, self._lines(job, chunk, error), limit_bytes=2**62)
+        size = await self._objects.upload(key, self._told(job, chunk), limit_bytes=_NO_LIMIT)
         return key, size
 
-    async def _lines(self, job: Job, chunk: Chunk, error: HeadraceError) -> AsyncIterator[bytes]:
+    async def _told(self, job: Job, chunk: Chunk) -> AsyncIterator[bytes]:
+        error = not_run(job.ending, dead=chunk.state == "dead")
+        told, head = self._codec.error_line, self._codec.head
         span = chunk.span
+        size_bytes = span.end - span.start
         pieces = self._objects.read(job.input_key, span.start, span.end)
-        limit = self._settings.max_row_bytes
-        head: Callable[[bytes], str] = lambda text: self._codec.head(text).custom_id  # noqa: E731
-        async with aclosing(lines_of(pieces, limit_bytes=limit)) as batches:  # type: ignore[type-var]
+        rows = end = 0
+        # no row is longer than its chunk, whatever the limit was when it was planned
+        async with aclosing(lines_of(pieces, limit_bytes=size_bytes)) as batches:
             async for lines in batches:
-                yield b"".join(
-                    self._codec.error_line(head(line.text), error, request_id="")
+                some = [
+                    told(
+                        head(line.text).custom_id,
+                        error,
+                        request_id=request_id(job, span.first_line + line.number - 1),
+                    )
                     for line in lines
                     if not line.is_blank
-                )
+                ]
+                rows += len(some)
+                end = lines[-1].end if lines else end
+                yield b"".join(some)
+        if (rows, end) != (span.rows, size_bytes):
+            msg = f"the input of {job.id} has changed: {rows} rows of chunk {chunk.ref.index}"
+            raise BatchInconsistent(msg)

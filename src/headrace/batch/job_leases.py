@@ -30,8 +30,7 @@ async def held(store: JobStore, claim: JobClaim, lease_s: float) -> AsyncIterato
         yield mine
     finally:
         renewing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await renewing
+        await asyncio.gather(renewing, return_exceptions=True)  # a cancel of ours gets through
 
 
 async def _renew(store: JobStore, mine: Held, lease_s: float) -> None:
@@ -41,3 +40,5 @@ async def _renew(store: JobStore, mine: Held, lease_s: float) -> None:
             mine.lost = not await store.renew_job(mine.claim, lease_s)
         except HeadraceError as error:  # what is done without the lease is refused by the store
             _logger.warning("the lease of %s cannot be renewed: %s", mine.claim.job.id, error)
+        except Exception:  # the root of a task
+            _logger.exception("the lease of %s cannot be renewed", mine.claim.job.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from headrace.batch import endpoints, ids
 from headrace.batch.files import FOLDER, require_expiry, require_file_id
@@ -19,6 +19,7 @@ from headrace.domain.errors import (
     NotFound,
     Overloaded,
     StoreUnavailable,
+    UnknownModel,
 )
 from headrace.domain.files import File
 from headrace.domain.jobs import FINAL, Job, Target
@@ -34,6 +35,8 @@ _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 64
 _MAX_VALUE_CHARS: Final = 512
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])", re.ASCII)
+_MAX_CODES: Final = 32
+_CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BUSY_RETRY_S: Final = 5.0
 
@@ -41,13 +44,23 @@ _BUSY_RETRY_S: Final = 5.0
 class FailedRows(Protocol):
     """Makes the input of a retry."""
 
-    async def __call__(self, job: Job, key: str) -> int:
+    async def __call__(self, job: Job, key: str, *, codes: frozenset[str] | None) -> int:
         """Write the input lines of an ended job's failed rows to the object `key`; its bytes.
+
+        With `codes`, of those only that failed with one of them: there may be none.
 
         Raises:
             NotFound: the job's input or its error file is gone.
         """
         ...
+
+
+#: Answers why a tenant's job for a target is refused, or None. Asked of targets with a model.
+Unknown: TypeAlias = Callable[[str, Target], Awaitable[UnknownModel | None]]
+
+
+async def _known(_: str, __: Target) -> None:
+    return None
 
 
 class Jobs:
@@ -65,6 +78,7 @@ class Jobs:
         new_id: ids.NewId = ids.new_id,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         changed: Callable[[], None] = lambda: None,
+        unknown: Unknown = _known,
     ) -> None:
         self._store = store
         self._objects = objects
@@ -75,6 +89,7 @@ class Jobs:
         self._new_id = new_id
         self._sleep = sleep
         self._changed = changed  # told of what there is to do now
+        self._unknown = unknown
         self._followers = 0
         self._quotas = Quotas(
             jobs=settings.max_jobs_per_tenant, rows_bytes=settings.max_job_bytes_per_tenant
@@ -85,8 +100,8 @@ class Jobs:
 
         Raises:
             InvalidParam: a parameter cannot be.
-            UnsupportedParam: nothing runs rows for that endpoint.
             Forbidden: the caller may not use batches, or not that model.
+            UnknownModel: nobody serves the model.
             NotFound: there is no such file, or it is another tenant's.
             TenantBusy: a quota is used up.
         """
@@ -95,8 +110,8 @@ class Jobs:
         self._require(wanted.metadata, wanted.priority, wanted.max_attempts)
         if wanted.output_expires_after_s is not None:
             require_expiry("output_expires_after", wanted.output_expires_after_s)
-        endpoints.require_runnable(target)
         _require_allowed(call, target)
+        await self._require_model(call, target)
         require_file_id(wanted.input_file_id, "input_file_id")
         file = await self._store.file(call.principal.tenant, wanted.input_file_id)
         if file.purpose != "batch":
@@ -161,19 +176,26 @@ class Jobs:
         """Begin a job of only the rows that failed in one that has ended.
 
         Raises:
-            InvalidParam, Forbidden, TenantBusy: as `create`.
+            InvalidParam, Forbidden, UnknownModel, TenantBusy: as `create`.
             NotFound: there is no such job, or its files are gone.
-            Conflict: it has not ended, or no row of it failed.
+            Conflict: it has not ended, or no row of it failed so.
         """
         window = self._window_s(again.completion_window) if again.completion_window else None
         self._require(again.metadata or {}, again.priority or 0, again.max_attempts)
+        if again.codes is not None:
+            _require_codes(again.codes)
         job = await self.get(call, id_)
         _require_allowed(call, job.target)
         _require_failed_rows(job)
+        await self._require_model(call, job.target)
         now = self._clock()
         file_id = self._new_id(ids.FILE, now)
         key = f"{FOLDER}/{file_id}"
-        size = await self._failed_rows(job, key)
+        size = await self._failed_rows(job, key, codes=again.codes)
+        if not size:
+            await self._objects.remove(key)
+            codes = " or ".join(sorted(again.codes or ()))
+            raise Conflict(f"no row of batch '{job.id}' failed with {codes}")
         try:
             file = await self._store.add_file(
                 File(
@@ -278,6 +300,13 @@ class Jobs:
             )
         return seconds
 
+    async def _require_model(self, call: Call, target: Target) -> None:
+        """Raises UnknownModel: every row would fail with it. Rows may name their models."""
+        if target.model:
+            problem = await self._unknown(call.principal.tenant, target)
+            if problem is not None:
+                raise problem
+
     def _require(
         self, metadata: Mapping[str, str], priority: int, max_attempts: int | None
     ) -> None:
@@ -306,10 +335,22 @@ def _require_allowed(call: Call, target: Target) -> None:
     grants = call.principal.grants
     if not grants.has(BATCH):
         raise Forbidden(f"this caller lacks the scope {BATCH}, which this request needs")
-    if not grants.may_infer(target.model):
+    if not target.model and not grants.infers_all:
+        raise Forbidden(
+            f"rows for {target.url} may name any model, and this caller may not run all of them: "
+            "it lacks the scope infer"
+        )
+    if target.model and not grants.may_infer(target.model):
         raise Forbidden(
             f"this caller may not run model '{target.model}': "
             f"it lacks the scope infer or infer:{target.model}"
+        )
+
+
+def _require_codes(codes: frozenset[str]) -> None:
+    if not 1 <= len(codes) <= _MAX_CODES or not all(map(_CODE.fullmatch, codes)):
+        raise InvalidParam(
+            "codes", f"expected 1 to {_MAX_CODES} codes of errors, as in ['endpoint_timeout']"
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Final
 
 import msgspec
+
+SLICE_BYTES: Final = 256 * 1024
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -18,8 +22,8 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing in it."""
-        return not self.text.strip()
+        """Whether there is nothing in it; nobody knows of one that was cut off."""
+        return not self.too_long and not self.text.strip()
 
 
 class Lines:
@@ -27,10 +31,10 @@ class Lines:
 
     def __init__(self, *, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._kept = b""  # of the line that has begun
+        self._kept = bytearray()  # of the line that has begun
         self._begun = 0  # bytes of that line so far
-        self._number = 1
-        self._at = 0  # where that line starts
+        self.number = 1
+        self.at = 0  # where that line starts
 
     def feed(self, piece: bytes) -> Iterator[Line]:
         """The lines that end in `piece`."""
@@ -40,6 +44,25 @@ class Lines:
             start = newline + 1
         self._keep(piece[start:] if start else piece)
 
+    def ending_in(self, piece: bytes) -> bytes:
+        """The lines that end in `piece`, as one text, for who then passes or feeds it.
+
+        b"" where there are none, or one of them may be over the limit.
+        """
+        end = piece.rfind(b"\n") + 1
+        if not end or self._begun + end > self._limit:
+            return b""
+        return bytes(self._kept) + piece[:end] if self._begun else piece[:end]
+
+    def skip(self, piece: bytes, count: int) -> None:
+        """Leave out the lines that end in `piece`, which are so many."""
+        end = piece.rfind(b"\n") + 1
+        self.at += self._begun + end
+        self.number += count
+        self._kept.clear()
+        self._begun = 0
+        self._keep(piece[end:])
+
     def rest(self) -> Iterator[Line]:
         """The last line, if no newline ended it."""
         if self._begun:
@@ -47,30 +70,44 @@ class Lines:
 
     def _keep(self, text: bytes) -> None:
         self._begun += len(text)
-        self._kept += text[: max(0, self._limit + 1 - len(self._kept))]
+        self._kept += text[: self._limit - len(self._kept)]
 
     def _line(self, text: bytes, newline: int) -> Line:
         if self._begun:
             self._keep(text)
-            text = self._kept
-            length = self._begun
+            text, length = bytes(self._kept), self._begun
         else:
             length = len(text)
-        end = self._at + length + newline
+        end = self.at + length + newline
         too_long = length > self._limit
-        line = Line(self._number, self._at, end, text[: self._limit].rstrip(b"\r"), too_long)
-        self._kept, self._begun = b"", 0
-        self._number += 1
-        self._at = end
+        line = Line(self.number, self.at, end, text[: self._limit].rstrip(b"\r"), too_long)
+        self._kept.clear()
+        self._begun = 0
+        self.number += 1
+        self.at = end
         return line
 
 
 async def lines_of(
-    pieces: AsyncIterator[bytes], *, limit_bytes: int, slice_bytes: int = 256 * 1024
-) -> AsyncIterator[list[Line]]:
+    pieces: AsyncIterator[bytes], *, limit_bytes: int, slice_bytes: int = SLICE_BYTES
+) -> AsyncGenerator[list[Line], None]:
     """The lines of a stream, some at a time, so that others get their turn in between."""
     lines = Lines(limit_bytes=limit_bytes)
+    async for some in slices_of(pieces, slice_bytes=slice_bytes):
+        yield list(lines.feed(some))
+    yield list(lines.rest())
+
+
+async def slices_of(
+    pieces: AsyncIterator[bytes], *, slice_bytes: int = SLICE_BYTES
+) -> AsyncGenerator[bytes, None]:
+    """A stream in small slices, so that others get their turn in between."""
+    since_turn = 0
     async for piece in pieces:
         for start in range(0, len(piece), slice_bytes):
-            yield list(lines.feed(piece[start : start + slice_bytes]))
-    yield list(lines.rest())
+            some = piece[start : start + slice_bytes]
+            yield some
+            since_turn += len(some)
+            if since_turn >= slice_bytes:  # pieces that are there already let nobody in
+                since_turn = 0
+                await asyncio.sleep(0)

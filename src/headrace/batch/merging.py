@@ -30,6 +30,8 @@ class Batch(msgspec.Struct):
     lengths: list[int]  # of the first axis, of each row; 0: it must not be merged, nor taken apart
     length: int = 0  # of the first axis, of all
     size_bytes: int = 0
+    request: InferRequest | None = None  # about all rows, where they were decoded together
+    text: memoryview | bytes = b""  # their lines then; the rows have no requests of their own yet
 
     def add(self, place: int, row: Row, length: int, size_bytes: int) -> None:
         """Take a row in."""
@@ -82,6 +84,11 @@ def form_of(request: InferRequest, content: InferContent) -> Form | None:
     return request.model, request.version, tensor.name, tensor.datatype, tensor.array.shape
 
 
+def request_of(batch: Batch) -> InferRequest:
+    """One request that asks about all rows of a batch."""
+    return batch.request or merged(batch.rows)
+
+
 def merged(rows: Sequence[Row]) -> InferRequest:
     """One request that asks about all `rows`, which are alike."""
     first = rows[0].request
@@ -104,7 +111,7 @@ def merged(rows: Sequence[Row]) -> InferRequest:
 
 def check(batch: Batch, response: InferResponse) -> None:
     """Raise InvalidResponse where an answer does not fit what was asked."""
-    request = batch.rows[0].request
+    request = batch.request or batch.rows[0].request
     assert request is not None, "rows without a request are not asked about"  # noqa: S101
     outputs = response.outputs
     wanted = request.content.outputs

@@ -25,6 +25,10 @@ class BatchMetrics:
         self.failures = metrics.counter(
             "headrace_batch_chunk_failures_total", "Chunks that were handed back after a failure."
         ).labels()
+        self.job_failures = metrics.counter(
+            "headrace_batch_job_failures_total",
+            "Jobs whose planning or finishing failed, and is tried again.",
+        ).labels()
         self.lost_leases = metrics.counter(
             "headrace_batch_lost_leases_total",
             "Chunks whose result was thrown away, because their lease was another's by then.",
@@ -32,10 +36,9 @@ class BatchMetrics:
         self.dead_letters = metrics.counter(
             "headrace_batch_dead_letters_total", "Messages and chunks that were given up."
         ).labels()
-        jobs = metrics.counter(
+        self._jobs = metrics.counter(
             "headrace_batch_jobs_total", "Jobs that ended here, by state.", ("state",)
         )
-        self._jobs = jobs
         self._open_jobs = metrics.gauge(
             "headrace_batch_open_jobs", "Jobs that have not ended."
         ).labels()

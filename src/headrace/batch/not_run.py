@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.domain.errors import BatchCancelled, BatchExpired, ChunkDead, HeadraceError
-from headrace.domain.jobs import Ending
+from headrace.domain.jobs import Ending, Job
 
 
 def not_run(ending: Ending, *, dead: bool = False) -> HeadraceError:
@@ -13,3 +13,8 @@ def not_run(ending: Ending, *, dead: bool = False) -> HeadraceError:
     if ending == "expired":
         return BatchExpired("This request could not be executed before the batch expired.")
     return BatchCancelled("This request was not run: the batch was cancelled.")
+
+
+def request_id(job: Job, line: int) -> str:
+    """Of a row that never ran, by its line of the job's file: the same whoever tells of it."""
+    return f"{job.id.removeprefix('batch_')}-{line}"

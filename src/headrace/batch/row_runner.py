@@ -17,7 +17,7 @@ from headrace.batch.merging import (
     check,
     form_of,
     length_of,
-    merged,
+    request_of,
     taken_apart,
 )
 from headrace.domain.calls import ANONYMOUS, Call, Principal
@@ -57,6 +57,8 @@ class RowRunnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_request_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 * 1024 * 1024
     #: Rows that may be read ahead of the first one without an outcome.
     window_rows: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    #: Bytes of answers that may wait for the one to an earlier row, before no more rows are read.
+    window_bytes: Annotated[int, msgspec.Meta(ge=1)] = 16 * 1024 * 1024
     #: Bytes of rows or of answers after which everybody else in the process gets a turn.
     turn_bytes: Annotated[int, msgspec.Meta(ge=1)] = 128 * 1024
     #: Seconds that one request may take.
@@ -167,6 +169,7 @@ class _ChunkRun:
         self._failures: set[int] = set()
         self._unrun: dict[int, str] = {}
         self._forms: dict[Form, tuple[Alike, int, int]] = {}
+        self._held_bytes = 0  # of answers that are not written
         self._written = 0  # rows, up to the first without a line
         self._completed = self._failed = 0
         self._under_way = 0
@@ -188,27 +191,75 @@ class _ChunkRun:
         """Decode rows and send them off as they fill batches."""
         job, decode, outcomes = self._job, self._runner.codec.row, self._lines
         turn_bytes, window = self._settings.turn_bytes, self._settings.window_rows
+        most_held = self._settings.window_bytes
         start, end = 0, len(lines)
+        together_from, apart = 0, turn_bytes
         while start < end:
-            newline = lines.find(b"\n", start)
-            if newline < 0:
-                newline = end
-            line = lines[start:newline]
-            start = newline + 1
-            if not line or line.isspace():
-                continue
-            row = decode(line, model=job.model, version=job.version)
-            full = self._group(row, len(line))
+            full, begun = None, start
+            if start >= together_from:
+                full = self._together(lines, start)
+                # lines that are not alike are not looked at in this way again and again
+                apart = turn_bytes if full is not None else apart * 2
+                together_from = start + apart
+            if full is not None:
+                start = together_from = start + len(full.text)
+            else:
+                newline = lines.find(b"\n", start)
+                if newline < 0:
+                    newline = end
+                line = lines[start:newline]
+                start = newline + 1
+                if not line or line.isspace():
+                    continue
+                row = decode(line, model=job.model, version=job.version)
+                full = self._group(row, len(line))
             if full is not None:
                 await self._send(full, tasks)
-            self._since_turn += len(line)
+            self._since_turn += start - begun
             if self._since_turn >= turn_bytes:
                 await self._turn()
                 if self._stopped():
                     self._leave_lines(lines, start)
                     return
-            while len(outcomes) - self._written > window and not self._stopped():
+            while (
+                len(outcomes) - self._written > window or self._held_bytes > most_held
+            ) and not self._stopped():
                 await self._catch_up(tasks)
+
+    def _together(self, lines: bytes, start: int) -> Batch | None:
+        """The next lines as a full batch, if they are alike and as many as are merged."""
+        job = self._job
+        most = self._runner.mergeable(job.model, job.version)
+        if most < 2:  # noqa: PLR2004
+            return None
+        block = self._runner.codec.block(
+            lines,
+            start,
+            model=job.model,
+            version=job.version,
+            most=most,
+            limit_bytes=min(3 * self._settings.turn_bytes, self._settings.max_request_bytes),
+        )
+        if block is None:
+            return None
+        first, count = len(self._lines), len(block.custom_ids)
+        self._lines += [None] * count
+        return Batch(
+            list(range(first, first + count)),
+            [Row(custom_id, None) for custom_id in block.custom_ids],
+            [block.length] * count,
+            block.length * count,
+            request=block.request,
+            text=memoryview(lines)[start : block.end],
+        )
+
+    def _apart(self, batch: Batch) -> None:
+        """Decode the rows of a batch that were decoded together, to ask about fewer of them."""
+        if batch.request is not None:
+            job, decode = self._job, self._runner.codec.row
+            texts = bytes(batch.text).removesuffix(b"\n").split(b"\n")
+            batch.rows = [decode(text, model=job.model, version=job.version) for text in texts]
+            batch.request, batch.text = None, b""
 
     def _group(self, row: Row, size_bytes: int) -> Batch | None:
         """Put a row to others like it. Answers a batch that is to be sent, if there is one now."""
@@ -218,6 +269,8 @@ class _ChunkRun:
         if request is None or row.problem is not None:
             self._fail(place, row, row.problem or _unreadable(), self._runner.ids())
             return None
+        if request.payload is not None:  # it has no tensors that others could join
+            return Batch([place], [row], [0])
         content = request.content
         if content.parameters and not request.may_repeat():
             self._fail(place, row, _sequence(), self._runner.ids())
@@ -308,7 +361,10 @@ class _ChunkRun:
             min(now + self._settings.timeout_s, job.deadline),
             batch=True,
         )
-        response = await runner.service.infer(merged(batch.rows), call)
+        request = request_of(batch)
+        response = await runner.service.infer(request, call)
+        if request.payload is not None:
+            return response
         response.unpack()
         check(batch, response)
         return response
@@ -318,7 +374,7 @@ class _ChunkRun:
         batch = work.batch
         several = len(batch.rows) > 1
         if isinstance(error, _BLAMES) and several:
-            return _halves(work)
+            return self._halves(work)
         timed_out = isinstance(error, DeadlineExceeded)
         if not error.retryable and not timed_out:
             self._fail_all(batch, error, request_id)
@@ -339,7 +395,16 @@ class _ChunkRun:
         work.retries += 1
         await self._pause(self._runner.wait_s(work.retries, error))
         # what may have failed for one row has a better chance with fewer, and is quicker
-        return _halves(work) if may_have_run and several else [work]
+        return self._halves(work) if may_have_run and several else [work]
+
+    def _halves(self, work: _Work) -> list[_Work]:
+        """Both halves of a batch, the first one to be popped first."""
+        self._apart(work.batch)
+        first, second = work.batch.halves()
+        return [
+            msgspec.structs.replace(work, batch=second),
+            msgspec.structs.replace(work, batch=first),
+        ]
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless the run is stopped."""
@@ -356,10 +421,14 @@ class _ChunkRun:
             if lines is not None:
                 for place, line in zip(places, lines, strict=True):
                     outcomes[place] = line
-                self._since_turn += sum(map(len, lines))
+                size_bytes = sum(map(len, lines))
+                self._held_bytes += size_bytes
+                self._since_turn += size_bytes
                 return
         told = request_id
-        for i, answer in enumerate(taken_apart(batch, response)):
+        whole = batch.rows[0].request
+        opaque = whole is not None and whole.payload is not None
+        for i, answer in enumerate([response] if opaque else taken_apart(batch, response)):
             if several:
                 told = f"{request_id}-{i}"
             try:
@@ -368,6 +437,7 @@ class _ChunkRun:
                 self._fail(places[i], batch.rows[i], error, told)
                 continue
             outcomes[places[i]] = line
+            self._held_bytes += len(line)
             self._since_turn += len(line)
             if self._since_turn >= self._settings.turn_bytes:
                 await self._turn()
@@ -430,16 +500,9 @@ class _ChunkRun:
         self._completed += completed
         self._failed += len(failed)
         if completed or failed:
-            await self._write(b"".join(output), errors)
-
-
-def _halves(work: _Work) -> list[_Work]:
-    """Both halves of a batch, the first one to be popped first."""
-    first, second = work.batch.halves()
-    return [
-        msgspec.structs.replace(work, batch=second),
-        msgspec.structs.replace(work, batch=first),
-    ]
+            answers = b"".join(output)
+            self._held_bytes -= len(answers)
+            await self._write(answers, errors)
 
 
 def _unreadable() -> InvalidRequest:

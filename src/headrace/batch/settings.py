@@ -43,6 +43,9 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     file_retention_s: int = 30 * _DAY_S
     #: Seconds that the files with a job's answers are kept where its creation does not say it.
     output_retention_s: int = 30 * _DAY_S
+    #: Whether a job for a model that this process does not know is refused; false where other
+    #: processes have models that this one has not.
+    known_models_only: bool = True
     #: Shortest completion window that a job may ask for, in seconds.
     min_window_s: int = 3600
     #: Longest completion window that a job may ask for, in seconds.

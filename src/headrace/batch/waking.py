@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 
-async def wanted_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait until `event` is set, or for so long."""
+async def wanted_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until `event` is set, or for so long; whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
-        return
+        return False
+    return True

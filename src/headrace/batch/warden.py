@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from headrace.batch.dispatcher import Dispatcher
 from headrace.batch.settings import BatchSettings
@@ -13,7 +14,7 @@ from headrace.ports.job_store import JobStore
 from headrace.ports.object_store import ObjectStore
 
 _logger = logging.getLogger(__name__)
-_SOME = 100  # at a time
+_SOME: Final = 100  # at a time
 
 
 class Warden:
@@ -60,13 +61,19 @@ class Warden:
         return len(await self._store.expire_jobs(_SOME))
 
     async def garbage(self) -> int:
-        """Remove objects that nobody needs."""
-        keys = await self._store.take_garbage(_SOME)
-        for key in keys:
-            await self._objects.remove(key)
-        if keys:
-            await self._store.removed(keys)
-        return len(keys)
+        """Remove objects that nobody needs; one that cannot be removed does not keep the others."""
+        removed, stays = [], ""
+        for key in await self._store.take_garbage(_SOME):
+            try:
+                await self._objects.remove(key)
+                removed.append(key)
+            except HeadraceError as error:
+                stays = f"{key!a} cannot be removed: {error.message}"
+        if stays:
+            _logger.warning("objects stay that nobody needs: %s", stays)
+        if removed:
+            await self._store.removed(removed)
+        return len(removed)
 
     async def _do(self, duty: Callable[[], Awaitable[int]]) -> None:
         try:

@@ -9,17 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from headrace.batch.chunk_leases import ChunkLeases, Lease
 from headrace.batch.metrics import BatchMetrics
-from headrace.batch.not_run import not_run
+from headrace.batch.not_run import not_run, request_id
+from headrace.batch.parts import PartWriter
 from headrace.batch.row_runner import RowJob, RowRunner
 from headrace.batch.settings import BatchSettings
 from headrace.domain.calls import Principal
-from headrace.domain.chunks import ChunkResult, Part
-from headrace.domain.errors import AlreadyExists, BatchInconsistent, HeadraceError, why
+from headrace.domain.chunks import ChunkResult, Span
+from headrace.domain.errors import (
+    BatchInconsistent,
+    HeadraceError,
+    StorageFull,
+    StoreUnavailable,
+    why,
+)
 from headrace.domain.jobs import Job
 from headrace.domain.scopes import EVERYTHING
 from headrace.ports.job_queue import DeadLetter, Delivery, JobQueue
@@ -29,6 +36,9 @@ from headrace.ports.rows import RowCodec
 
 _logger = logging.getLogger(__name__)
 _BACK_OFF_S: Final = 1.0
+_MAX_DOUBLINGS: Final = 32
+#: Of the platform, whichever chunk it is.
+_PASSING: Final = (StoreUnavailable, StorageFull)
 #: Makes what runs the rows of a job's chunk.
 NewRunner: TypeAlias = Callable[[Job], Awaitable[RowRunner]]
 
@@ -69,31 +79,42 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await room.acquire()
-                try:
-                    delivery = await self._queue.take()
-                except HeadraceError as error:
-                    room.release()
-                    _logger.warning("%s", error.message)
-                    await asyncio.sleep(_BACK_OFF_S)
-                    continue
+                delivery = await self._next()
                 tasks.create_task(self._see_to(delivery)).add_done_callback(
                     lambda _: room.release()
                 )
 
+    async def _next(self) -> Delivery:
+        """The next message, however long the queue does not answer."""
+        while True:
+            try:
+                return await self._queue.take()
+            except HeadraceError as error:
+                _logger.warning("no message can be taken: %s", error.message)
+            except Exception:  # the root of a task
+                _logger.exception("no message can be taken")
+            await asyncio.sleep(_BACK_OFF_S)
+
     async def _see_to(self, delivery: Delivery) -> None:
-        try:
-            await self.see_to(delivery)
-        except HeadraceError as error:
-            _logger.warning("a message was not worked on: %s", error.message)
-        except Exception:  # the root of a task
-            _logger.exception("a message was not worked on")
+        """Do what a message asks for, as soon as stores answer: queues wait for what is taken."""
+        while not delivery.revoked:
+            try:
+                await self.see_to(delivery)
+            except HeadraceError as error:
+                _logger.warning("a message has to wait: %s", error.message)
+                await asyncio.sleep(_BACK_OFF_S)
+            except Exception:  # the root of a task; the chunk is queued anew
+                _logger.exception("a message was not worked on")
+                delivery.done()
+                return
+            else:
+                return
 
     async def see_to(self, delivery: Delivery) -> None:
         """Do what one message asks for, and acknowledge it.
 
         Raises:
-            StoreUnavailable: nothing was begun; the message is delivered again, or its chunk is
-                queued anew.
+            StoreUnavailable: nothing was begun, and the message is not acknowledged.
         """
         message = delivery.message
         if message is None:
@@ -118,22 +139,40 @@ class Worker:
         begun = self._clock()
         try:
             result = await self._result(claimed, lease)
+            if result is None:
+                self._metrics.lost_leases.value += 1
+                await self._hand_back(claimed)  # given up over a silent store, it may be ours yet
+            elif await self._complete(lease, result):
+                self._metrics.chunk(claimed.job, result, self._clock() - begun)
+        except _PASSING as error:  # nothing that the chunk is to blame for
+            _logger.warning("a chunk of %s has to wait: %s", claimed.job.id, error.message)
+            await self._hand_back(claimed, delay_s=self._delay_s(claimed.chunk.attempt))
         except HeadraceError as error:
-            await self._hand_back(claimed, why(error))
-            return
+            await self._fail(claimed, why(error))
         except asyncio.CancelledError:
-            await self._hand_back(claimed, "")
+            await self._hand_back(claimed)
             raise
         except Exception as error:
             _logger.exception("a chunk of %s was not worked on", claimed.job.id)
-            await self._hand_back(claimed, f"{type(error).__name__}: {error}")
-            return
-        if result is None:
-            return
-        if await self._store.complete_chunk(claimed.claim, result):
-            self._metrics.chunk(claimed.job, result, self._clock() - begun)
-        else:
-            self._metrics.lost_leases.value += 1
+            await self._fail(claimed, f"{type(error).__name__}: {error}")
+
+    async def _complete(self, lease: Lease, result: ChunkResult) -> bool:
+        """Tell the store, as long as the lease may be ours; False where it is not.
+
+        An answer that was lost leaves it open which: then the chunk is done, and not counted here.
+        """
+        while True:
+            try:
+                known = await self._store.complete_chunk(lease.claim, result)
+            except StoreUnavailable as error:
+                if self._clock() >= lease.until:
+                    raise
+                _logger.warning("a chunk's result has to wait: %s", error.message)
+                await asyncio.sleep(_BACK_OFF_S)
+            else:
+                if not known:
+                    self._metrics.lost_leases.value += 1
+                return known
 
     async def _result(self, claimed: ClaimedChunk, lease: Lease) -> ChunkResult | None:
         """Run the rows and write the parts. None: the lease was lost, and all was in vain."""
@@ -146,12 +185,13 @@ class Worker:
                 f"the input of {job.id} has changed: {len(lines)} bytes of chunk {chunk.ref.index}"
             )
             raise BatchInconsistent(msg)
-        outputs: list[bytes] = []
+        # in one folder: each new one would cost the disk a flush more
+        place = f"batch/jobs/{job.id}/{chunk.ref.index:08}-{claimed.claim.attempt}"
+        output = PartWriter(self._objects, f"{place}-output.jsonl")
         errors: list[bytes] = []
 
         async def write(answers: bytes, failures: bytes) -> None:
-            if answers:
-                outputs.append(answers)
+            await output.write(answers)
             if failures:
                 errors.append(failures)
 
@@ -163,57 +203,63 @@ class Worker:
         )
         runner = await self._new_runner(job)
         run = await runner.run(lines, rows, write=write, stop=lambda: lease.stopped)
-        failed = run.failed
+        failed = run.failed + len(run.unrun)
         if run.unrun:
-            ending = await self._ending(job)
-            if ending is None:  # the job goes on, so it was the lease that was lost
-                self._metrics.lost_leases.value += 1
-                return None
-            told, error = self._codec.error_line, not_run(ending.ending)
-            errors += [told(id_, error, request_id="") for id_ in run.unrun]
-            errors = self._in_order(lines, errors)
-            failed += len(run.unrun)
+            now = await self._store.job(job.tenant, job.id)
+            if now.ending == "completed":
+                return None  # the job goes on, so it was the lease that was lost
+            errors = self._with_unrun(now, span, lines, errors, run.unrun)
         if run.completed + failed != span.rows:
             msg = f"{job.id}: {run.completed} + {failed} of {span.rows} rows of a chunk were run"
             raise BatchInconsistent(msg)
-        folder = f"batch/jobs/{job.id}/{chunk.ref.index:08}/{claimed.claim.attempt}"
-        output, error_part = await asyncio.gather(
-            self._put(f"{folder}/output.jsonl", outputs), self._put(f"{folder}/error.jsonl", errors)
+        told = PartWriter(self._objects, f"{place}-error.jsonl")
+        for line in errors:
+            await told.write(line)
+        return ChunkResult(
+            completed=run.completed,
+            failed=failed,
+            output=await output.end(),
+            errors=await told.end(),
         )
-        return ChunkResult(completed=run.completed, failed=failed, output=output, errors=error_part)
 
-    def _in_order(self, rows: bytes, lines: list[bytes]) -> list[bytes]:
-        """Error lines in the order of their rows, as those of other chunks are."""
-        head = self._codec.head
-        told = {head(line).custom_id: line + b"\n" for part in lines for line in part.split(b"\n")}
-        custom_ids = (head(row).custom_id for row in rows.split(b"\n") if row.strip())
-        return [told[custom_id] for custom_id in custom_ids if custom_id in told]
+    def _with_unrun(
+        self, job: Job, span: Span, rows: bytes, errors: list[bytes], unrun: Sequence[str]
+    ) -> list[bytes]:
+        """Error lines, with those of the rows `unrun`, in the rows' order as in other chunks."""
+        head, error_line = self._codec.head, self._codec.error_line
+        told: dict[str, bytes] = {}
+        for part in errors:
+            told |= {head(line).custom_id: line for line in part.splitlines(keepends=True)}
+        left, error = frozenset(unrun), not_run(job.ending)
+        lines = []
+        for number, row in enumerate(rows.split(b"\n"), span.first_line):
+            if not row.strip():
+                continue
+            custom_id = head(row).custom_id
+            if custom_id in left:
+                identity = request_id(job, number)
+                lines.append(error_line(custom_id, error, request_id=identity))
+            elif custom_id in told:
+                lines.append(told[custom_id])
+        return lines
 
-    async def _ending(self, job: Job) -> Job | None:
-        """The job, if it is being ended before its time."""
-        now = await self._store.job(job.tenant, job.id)
-        return None if now.state == "in_progress" and now.ending == "completed" else now
+    async def _fail(self, claimed: ClaimedChunk, story: str) -> None:
+        """Let another have it later: it has failed once more."""
+        self._metrics.failures.value += 1
+        _logger.warning(
+            "a chunk was not worked on",
+            extra={"job": claimed.job.id, "chunk": claimed.chunk.ref.index, "why": story},
+        )
+        delay_s = self._delay_s(claimed.chunk.failures + 1)
+        await self._hand_back(claimed, story=story, delay_s=delay_s)
 
-    async def _put(self, key: str, lines: list[bytes]) -> Part:
-        data = b"".join(lines)
-        if not data:
-            return Part()
-        try:
-            await self._objects.put(key, data)
-        except AlreadyExists as error:  # an attempt has one holder: nobody else writes here
-            raise BatchInconsistent(f"{key} is there already") from error
-        return Part(key, len(data))
+    def _delay_s(self, times: int) -> float:
+        """How long a chunk waits that was tried so often."""
+        return float(min(2 ** min(times - 1, _MAX_DOUBLINGS), self._settings.max_retry_delay_s))
 
-    async def _hand_back(self, claimed: ClaimedChunk, story: str) -> None:
-        """Let another have it; with a story it has failed."""
-        failures = claimed.chunk.failures
-        delay_s = min(2.0**failures, self._settings.max_retry_delay_s) if story else 0.0
-        if story:
-            self._metrics.failures.value += 1
-            _logger.warning(
-                "a chunk was not worked on",
-                extra={"job": claimed.job.id, "chunk": claimed.chunk.ref.index, "why": story},
-            )
+    async def _hand_back(
+        self, claimed: ClaimedChunk, *, story: str = "", delay_s: float = 0.0
+    ) -> None:
         with contextlib.suppress(HeadraceError):  # its lease runs out
             await asyncio.shield(
                 self._store.release_chunk(claimed.claim, story=story, delay_s=delay_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -32,8 +31,8 @@ from headrace.batch.row_runner import RowRunner
 from headrace.batch.warden import Warden
 from headrace.batch.worker import Worker
 from headrace.compose.merge_limits import MergeLimits
-from headrace.domain.errors import HeadraceError
-from headrace.domain.jobs import Job
+from headrace.domain.errors import HeadraceError, UnknownModel
+from headrace.domain.jobs import Job, Target
 from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.inference import InferenceService
 from headrace.ports.job_queue import JobQueue
@@ -43,6 +42,7 @@ from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.oip_rest.rows import OipRows
 from headrace.transport.openai.application import OpenAiWire
+from headrace.transport.openai.rows import OpenAiRows
 
 _logger = logging.getLogger(__name__)
 _JOBS_AT_ONCE: Final = 3  # that are planned or finished: a large one does not hold up the others
@@ -66,15 +66,19 @@ class BatchHouse:
         batch = settings.batch
         self._settings = batch
         self._service = service
+        self._control = control
         self._ids = ids
         self._store = store = SqlJobStore(database)
         self._objects = objects = object_store(settings.artifacts, data_dir=data_dir)
         self._queue = queue = _queue(settings.queue)
         self._codec = codec = OipRows()
+        self._openai_rows = OpenAiRows(codec)
         self._limits = MergeLimits(control, clock=time.monotonic)
         self._metrics = BatchMetrics(metrics)
         holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._dispatcher = Dispatcher(store=store, queue=queue, settings=batch, by=holder)
+        self._dispatcher = Dispatcher(
+            store=store, queue=queue, settings=batch, metrics=self._metrics, by=holder
+        )
         self._hands = Hands(
             store=store,
             planner=Planner(store=store, objects=objects, codec=codec, settings=batch),
@@ -118,6 +122,7 @@ class BatchHouse:
             clock=time.time,
             monotonic=time.monotonic,
             changed=self._changed,
+            unknown=self._unknown,
         )
         self.wire = OpenAiWire(files=files, jobs=jobs, idempotency=idempotency)
 
@@ -140,12 +145,24 @@ class BatchHouse:
         await self._queue.close()
         await self._objects.close()
 
+    async def _unknown(self, tenant: str, target: Target) -> UnknownModel | None:
+        """See headrace.batch.jobs. What else is in a model's way may have passed once it runs."""
+        if not self._settings.known_models_only:
+            return None
+        try:
+            problem = await self._control().of(tenant).obstacle(target.model, target.version)
+        except HeadraceError:  # whoever knows does not answer
+            return None
+        return problem if isinstance(problem, UnknownModel) else None
+
     async def _runner(self, job: Job) -> RowRunner:
         target = job.target
-        limit = await self._limits.learn(job.tenant, target.model, target.version)
+        limit = 0
+        if target.model:  # else each row names its own, and none is merged
+            limit = await self._limits.learn(job.tenant, target.model, target.version)
         return RowRunner(
             service=self._service(),
-            codec=self._codec,
+            codec=self._codec if target.model else self._openai_rows,
             mergeable=partial(_limit_of, target.model, limit),
             ids=self._ids.request_id,
             clock=time.monotonic,
@@ -161,8 +178,12 @@ class BatchHouse:
     async def _look(self) -> None:
         """Count what there is to do."""
         while True:
-            with contextlib.suppress(HeadraceError):
+            try:
                 self._metrics.backlog(await self._store.waiting())
+            except HeadraceError as error:
+                _logger.warning("what there is to do cannot be counted: %s", error.message)
+            except Exception:  # the root of a task
+                _logger.exception("what there is to do cannot be counted")
             await asyncio.sleep(self._settings.backlog_s)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from headrace.compose import keys_text as text
 from headrace.compose.models_output import Output
-from headrace.compose.registry_client import Read, Refused
+from headrace.compose.platform_client import Read, Refused
 from headrace.compose.registry_views import Key, NewKey
 
 _ID: Final = re.compile(r"key_[0-9a-z]{26}")

@@ -15,8 +15,8 @@ import msgspec
 
 from headrace.adapters.sql.opening import open_store
 from headrace.adapters.sql.settings import SqliteSettings
+from headrace.compose.platform_client import Read, Refused
 from headrace.compose.registry import data_dir
-from headrace.compose.registry_client import Read, Refused
 from headrace.compose.registry_views import Key, NewKey
 from headrace.domain.calls import Call, Principal
 from headrace.domain.catalog import ApiKey

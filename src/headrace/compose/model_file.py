@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from headrace.compose.models_output import Advance
-from headrace.compose.registry_client import CHUNK_BYTES
+from headrace.compose.platform_client import CHUNK_BYTES
 from headrace.domain.errors import HeadraceError, InvalidRequest
 
 _HEAD_BYTES: Final = 4

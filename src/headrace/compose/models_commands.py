@@ -13,7 +13,8 @@ import msgspec
 from headrace.compose import models_text as text
 from headrace.compose.model_file import opened, require_free, save
 from headrace.compose.models_output import Output
-from headrace.compose.registry_client import Read, Refused, RegistryClient
+from headrace.compose.platform_client import Read, Refused
+from headrace.compose.registry_client import RegistryClient
 from headrace.compose.registry_views import Alias, Check, Model, Promotion, Version
 from headrace.domain.errors import InvalidRequest
 

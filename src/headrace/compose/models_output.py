@@ -1,4 +1,4 @@
-"""Where `headrace models` and `headrace keys` write."""
+"""Where the commands write that call a running platform."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ class Output:
         # in a file a table is as wide as it has to be
         width = None if sys.stdout.isatty() else 1000
         self._console = Console(highlight=False, markup=False, emoji=False, width=width)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether stdout is for one JSON value."""
+        return self._as_json
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees a bar on stderr as it moves."""
+        return not self._as_json and sys.stderr.isatty()
 
     def say(self, *lines: str) -> None:
         """Lines for people, each in one piece so that it can be copied."""
@@ -66,7 +76,7 @@ class Output:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=self._as_json or not sys.stderr.isatty(),
+            disable=not self.is_watched,
         )
         with bar:
             task = bar.add_task(one_line(what), total=size_bytes)

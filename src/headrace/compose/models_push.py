@@ -16,7 +16,8 @@ from headrace.compose import models_text as text
 from headrace.compose.model_file import digest, opened, pieces
 from headrace.compose.models_commands import promote_and_tell
 from headrace.compose.models_output import Output
-from headrace.compose.registry_client import Read, Refused, RegistryClient, Unreachable
+from headrace.compose.platform_client import Read, Refused, Unreachable
+from headrace.compose.registry_client import RegistryClient
 from headrace.compose.registry_views import Version
 from headrace.domain.errors import HeadraceError
 

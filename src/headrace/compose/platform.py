@@ -49,6 +49,8 @@ from headrace.transport.oip_rest.control import ControlWire
 from headrace.transport.oip_rest.generate import GenerateWire
 from headrace.transport.oip_rest.infer import InferWire
 from headrace.transport.oip_rest.server_settings import RequestTimelines
+from headrace.transport.openai.inference import InferenceWire
+from headrace.transport.openai.models import ModelsWire
 from headrace.transport.operations import OperationsWire
 
 if TYPE_CHECKING:
@@ -374,11 +376,26 @@ class Platform:
             ids=self._ids,
             timelines=timelines,
         )
+        openai = InferenceWire(
+            gate.gateway,
+            max_body_bytes=self.settings.http.max_body_bytes,
+            max_buffered_bytes=self.settings.http.max_buffered_bytes,
+            clock=time.monotonic,
+            ids=self._ids,
+        )
+        listed = ModelsWire(lambda: self._control)
         operations = OperationsWire(metrics=self.metrics, health=self.health)
         batch = [] if self._batch is None else self._batch.wire.routes()
         return HttpApplication(
             infer,
-            [*control.routes(), *generate.routes(), *operations.routes(), *batch],
+            [
+                *control.routes(),
+                *generate.routes(),
+                *openai.routes(),
+                *listed.routes(),
+                *operations.routes(),
+                *batch,
+            ],
             management=self._house,
             addresses=gate.addresses,
             authenticate=gate.authenticate,

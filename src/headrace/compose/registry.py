@@ -163,8 +163,14 @@ class RegistryHouse:
 
     def _make_app(self) -> AsgiApp:
         from headrace.transport.management.application import management_app
+        from headrace.transport.openai import document
 
-        return management_app(self.use_cases, version=self._version, states=self.states)
+        return management_app(
+            self.use_cases,
+            version=self._version,
+            states=self.states,
+            beside=document.document() if self._settings.batch.enabled else None,
+        )
 
 
 @contextlib.asynccontextmanager

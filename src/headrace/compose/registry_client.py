@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import re
-import ssl
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, ClassVar, Final, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
+from headrace.compose.platform_client import CREDENTIAL_HINT, PlatformClient, Read, Refused, path_of
 from headrace.compose.registry_views import (
     Alias,
     Check,
@@ -30,42 +28,13 @@ from headrace.compose.registry_views import (
     Statistics,
     Version,
 )
-from headrace.domain.errors import HeadraceError, InvalidRequest
 
-TIMEOUT_S: Final = 30.0
 #: Until a version was looked at, which may have to wait for others.
 LOOK_TIMEOUT_S: Final = 600.0
-CHUNK_BYTES: Final = 256 * 1024
 
-_API: Final = "/api/v1"
-_MAX_ANSWER_BYTES: Final = 64 * 1024**2
 _PAGE: Final = 500
-_IDLE_S: Final = 5.0  # after which the platform or a proxy may have closed the connection
 _DIGEST: Final = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]*):")
-_TOKEN: Final = re.compile(r"[!-~]*")
 _T = TypeVar("_T")
-
-
-class Unreachable(HeadraceError):
-    """There was no answer."""
-
-
-class Refused(HeadraceError):
-    """The platform said no; `lines` is all that it said, the first of them the message."""
-
-    def __init__(self, status: int, lines: Iterable[str], checks: tuple[Check, ...] = ()) -> None:
-        self.status = status
-        self.lines = tuple(lines)
-        self.checks = checks
-        super().__init__(self.lines[0])
-
-
-class Read(msgspec.Struct, Generic[_T], frozen=True):
-    """What was answered: `raw` has all of it, and `etag` names the state, for changing it."""
-
-    value: _T
-    raw: Any
-    etag: str = ""
 
 
 class Download(msgspec.Struct, frozen=True):
@@ -76,32 +45,10 @@ class Download(msgspec.Struct, frozen=True):
     chunks: Iterator[bytes]
 
 
-class RegistryClient:
-    """One connection to the platform at `url`."""
+class RegistryClient(PlatformClient):
+    """See PlatformClient."""
 
-    def __init__(
-        self, url: str, *, token: str = "", clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.url = url.rstrip("/")
-        secure, host, port, self._base = _parsed(self.url)
-        self._connection: http.client.HTTPConnection
-        if secure:
-            context = ssl.create_default_context()
-            self._connection = http.client.HTTPSConnection(host, port, context=context)
-        else:
-            self._connection = http.client.HTTPConnection(host, port)
-        self._connection.timeout = TIMEOUT_S
-        if not _TOKEN.fullmatch(token):  # whose text must not stand in a message
-            raise InvalidRequest("the token has characters that no token has")
-        self._headers = {"Accept": "application/json", "User-Agent": "headrace-cli"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._clock = clock
-        self._answered_at = 0.0
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    offers: ClassVar[str] = "a registry"
 
     # Models
 
@@ -219,11 +166,11 @@ class RegistryClient:
 
     def keys(self, **filters: str) -> Iterator[Read[Key]]:
         """All keys that the filters let through, revoked and expired ones too."""
-        return self._list(Key, "/keys", filters)
+        return self._list(Key, _path("keys"), filters)
 
     def create_key(self, content: Mapping[str, Any]) -> Read[NewKey]:
         """Make a key; its secret is answered this once."""
-        return self._read(NewKey, "POST", "/keys", content)
+        return self._read(NewKey, "POST", _path("keys"), content)
 
     def revoke_key(self, id_: str) -> Read[Key]:
         """Refuse a key from now on; once more changes nothing."""
@@ -244,140 +191,9 @@ class RegistryClient:
             seen.add(cursor)
             asked["cursor"] = cursor
 
-    def _read(
-        self,
-        kind: type[_T],
-        method: str,
-        path: str,
-        content: Mapping[str, Any] | None = None,
-        *,
-        etag: str = "",
-        timeout_s: float = TIMEOUT_S,
-    ) -> Read[_T]:
-        headers = {"If-Match": etag} if etag else {}
-        body: list[bytes] | None = None
-        if content is not None:
-            body = [msgspec.json.encode(content)]
-            headers["Content-Length"] = str(len(body[0]))
-            patch = method == "PATCH"
-            headers["Content-Type"] = f"application/{'merge-patch+' if patch else ''}json"
-        elif method == "POST":
-            headers["Content-Length"] = "0"
-        return self._decoded(
-            kind, self._send(method, path, body, headers=headers, timeout_s=timeout_s)
-        )
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: Iterable[bytes] | None = None,
-        *,
-        headers: Mapping[str, str],
-        timeout_s: float = TIMEOUT_S,
-    ) -> tuple[bytes, str]:
-        """The answer and its ETag."""
-        answer = self._ask(method, path, body, headers, timeout_s=timeout_s)
-        self._require_ok(method, answer)
-        return self._whole(answer), answer.headers.get("ETag", "")
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Iterable[bytes] | None,
-        headers: Mapping[str, str],
-        *,
-        timeout_s: float = TIMEOUT_S,
-    ) -> http.client.HTTPResponse:
-        connection = self._connection
-        if self._clock() - self._answered_at > _IDLE_S:
-            connection.close()  # and it opens again by itself
-        with self._errors(timeout_s):
-            connection.putrequest(method, f"{self._base}{_API}{path}", skip_accept_encoding=True)
-            for name, value in {**self._headers, **headers}.items():
-                connection.putheader(name, value)
-            connection.endheaders()
-            try:
-                for chunk in body or ():
-                    connection.send(chunk)
-            except (BrokenPipeError, ConnectionResetError):
-                return self._early_answer()
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout_s)
-            answer = connection.getresponse()
-            if connection.sock is not None:
-                connection.sock.settimeout(TIMEOUT_S)
-        return answer
-
-    def _early_answer(self) -> http.client.HTTPResponse:
-        """Why the platform would not read on, if that has come through."""
-        try:
-            return self._connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"{self.url} closed the connection while it was sent to") from error
-
-    def _require_ok(self, method: str, answer: http.client.HTTPResponse) -> None:
-        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            return
-        text = self._whole(answer)
-        try:
-            problem = msgspec.json.decode(text, type=Problem)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            line = (
-                f"{self.url} answered {answer.status} {answer.reason[:64]} to {method}, as a "
-                "Headrace platform with a registry does not; is --url right?"
-            )
-            raise Refused(answer.status, [line]) from None
-        raise Refused(answer.status, _lines(answer.status, problem), problem.checks)
-
-    def _whole(self, answer: http.client.HTTPResponse) -> bytes:
-        with self._errors(TIMEOUT_S):
-            text = answer.read(_MAX_ANSWER_BYTES + 1)
-            if len(text) > _MAX_ANSWER_BYTES:
-                raise Unreachable(f"the answer of {self.url} is over {_MAX_ANSWER_BYTES} bytes")
-            _require_end(answer)
-        self._answered_at = self._clock()
-        answer.close()
-        return text
-
-    def _chunks(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
-        while True:
-            with self._errors(TIMEOUT_S):
-                chunk = answer.read(CHUNK_BYTES)
-                if not chunk:
-                    _require_end(answer)
-            if not chunk:
-                return
-            yield chunk
-
-    def _decoded(self, kind: type[_T], answer: tuple[bytes, str]) -> Read[_T]:
-        text, etag = answer
-        try:
-            raw = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._foreign(error) from error
-        return Read(self._converted(kind, raw), raw, etag)
-
-    def _converted(self, kind: type[_T], raw: Any) -> _T:
-        try:
-            return msgspec.convert(raw, kind)
-        except msgspec.ValidationError as error:
-            raise self._foreign(error) from error
-
-    def _foreign(self, error: Exception) -> Unreachable:
-        return Unreachable(f"the answer of {self.url} is not a Headrace platform's: {error}")
-
-    @contextmanager
-    def _errors(self, timeout_s: float) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            self._connection.close()  # the next request opens it again
-            raise Unreachable(_unreachable(self.url, error, timeout_s)) from error
-        except BaseException:
-            self._connection.close()  # half a request may be under way
-            raise
+    def _told(self, status: int, text: bytes) -> tuple[Iterable[str], tuple[Check, ...]]:
+        problem = msgspec.json.decode(text, type=Problem)
+        return _lines(status, problem), problem.checks
 
 
 def sha256_of(header: str) -> str:
@@ -391,25 +207,8 @@ def sha256_of(header: str) -> str:
         return ""
 
 
-def _parsed(url: str) -> tuple[bool, str, int | None, str]:
-    """Whether it is https, host, port and path."""
-    shown = url if "@" not in url else "…"  # there may be a password in it
-    if not (url.isascii() and url.isprintable()) or " " in url:
-        raise InvalidRequest(f"--url {shown!a} has characters that no URL has")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidRequest(f"--url '{shown}' is no URL: {error}") from error
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise InvalidRequest(f"--url '{shown}' must be as http://host:8080 or https://host")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise InvalidRequest(f"--url '{shown}' may have a host, a port and a path, and no more")
-    return parts.scheme == "https", parts.hostname, port, parts.path
-
-
 def _path(*parts: str) -> str:
-    return "".join(f"/{quote(part, safe='')}" for part in parts)
+    return path_of("api", "v1", *parts)
 
 
 def _model_path(*parts: str) -> str:
@@ -423,7 +222,7 @@ def _forced(*, force: bool) -> str:
 def _lines(status: int, problem: Problem) -> Iterator[str]:
     detail = problem.detail
     if status == HTTPStatus.UNAUTHORIZED:
-        detail += "; give a token with --token or HEADRACE_TOKEN"
+        detail += f"; {CREDENTIAL_HINT}"
     if status == HTTPStatus.PRECONDITION_FAILED:
         detail += "; somebody changed it meanwhile; look and try again"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.request_id:
@@ -432,24 +231,3 @@ def _lines(status: int, problem: Problem) -> Iterator[str]:
     for error in map(str, problem.errors):
         if error != problem.detail:
             yield error
-
-
-def _require_end(answer: http.client.HTTPResponse) -> None:
-    """Raise IncompleteRead where a connection was cut, which read() with a size does not tell."""
-    if answer.length:
-        raise http.client.IncompleteRead(b"", answer.length)
-
-
-def _unreachable(url: str, error: Exception, timeout_s: float) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return f"cannot reach {url}: connection refused; is `headrace serve` running?"
-    if isinstance(error, TimeoutError):
-        return f"no answer from {url} within {timeout_s:g} s"
-    if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
-        return f"{url} closed the connection before its answer was complete"
-    if isinstance(error, http.client.HTTPException):
-        return f"{url} does not speak HTTP/1.1 ({type(error).__name__}); is --url right?"
-    reason = error.strerror if isinstance(error, OSError) else ""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        reason = f"its certificate is not trusted: {error.verify_message}"
-    return f"cannot reach {url}: {reason or str(error) or type(error).__name__}"

@@ -17,8 +17,10 @@ from headrace.domain.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.compose.models_output import Output
+    from headrace.compose.platform_client import PlatformClient
     from headrace.compose.registry_client import RegistryClient
 
+_C = TypeVar("_C", bound="PlatformClient")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _REFUSED = 1
 _USAGE_ERROR = 2
@@ -35,11 +37,18 @@ class Session:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[RegistryClient, Output]]:
-        """A client of the platform, and where to write."""
-        from headrace.compose.models_output import Output
+        """A client of the platform's registry, and where to write."""
         from headrace.compose.registry_client import RegistryClient
 
-        client = RegistryClient(self._url, token=self._token)
+        with self.connected(RegistryClient) as opened:
+            yield opened
+
+    @contextlib.contextmanager
+    def connected(self, kind: type[_C]) -> Iterator[tuple[_C, Output]]:
+        """A client of the platform, and where to write."""
+        from headrace.compose.models_output import Output
+
+        client = kind(self._url, token=self._token)
         try:
             yield client, Output(as_json=self._as_json)
         finally:
@@ -82,7 +91,7 @@ def errors_told() -> Iterator[None]:
         yield
     except HeadraceError as error:
         from headrace.compose.model_file import Damaged
-        from headrace.compose.registry_client import Refused
+        from headrace.compose.platform_client import Refused
         from headrace.telemetry.logs import one_line
 
         for line in error.lines if isinstance(error, Refused) else (error.message,):

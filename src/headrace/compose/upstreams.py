@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.domain.calls import OPERATOR
 from headrace.domain.catalog import Endpoint
 from headrace.domain.errors import InvalidSettings
 from headrace.ports.upstream import Site, Upstream
@@ -15,6 +16,7 @@ from headrace.settings import Settings
 from headrace.transport.http.client.pool import ClientPool
 from headrace.transport.http.tls import TlsProfile, client_context
 from headrace.transport.oip_rest.upstream import RestUpstream
+from headrace.transport.openai.upstream import OpenAiUpstream
 
 if TYPE_CHECKING:
     import grpc
@@ -48,12 +50,28 @@ class Upstreams:
                 clock=time.monotonic,
                 credentials=self._credentials(endpoint.tls) if site.secure else None,
             )
-        pool = ClientPool(
-            site,
-            limits=self._settings.endpoint_http,
-            tls=self._context(endpoint.tls) if site.secure else None,
-        )
+        tls = self._context(endpoint.tls) if site.secure else None
+        pool = ClientPool(site, limits=self._settings.endpoint_http, tls=tls)
+        if endpoint.protocol == "openai":
+            return OpenAiUpstream(
+                endpoint,
+                site,
+                pool=pool,
+                tls=tls,
+                secret=self.secret_of(endpoint),
+                clock=time.monotonic,
+                wall_clock=time.time,
+            )
         return RestUpstream(endpoint, site, pool=pool, clock=time.monotonic, wall_clock=time.time)
+
+    def secret_of(self, endpoint: Endpoint) -> str:
+        """What the settings say that one of their own endpoints is shown; "" where nothing is."""
+        ours = self._settings.endpoints.get(endpoint.name)
+        key = self._settings.endpoint_keys.get(endpoint.name)
+        # a registered one may bear the same name, and is not to learn what is not meant for it
+        if key is None or ours is None or (endpoint.tenant, endpoint.url) != (OPERATOR, ours.url):
+            return ""
+        return key.secret
 
     def _context(self, name: str) -> ssl.SSLContext:
         name = name or _DEFAULT

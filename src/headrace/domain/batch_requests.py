@@ -31,12 +31,16 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Again(msgspec.Struct, frozen=True, kw_only=True):
-    """What a retry does otherwise than the job that it repeats. None: as that did."""
+    """What a retry does otherwise than the job that it repeats. None: as that did.
+
+    With `codes` it runs only the rows that failed with one of them.
+    """
 
     completion_window: str | None = None
     metadata: Mapping[str, str] | None = None
     priority: int | None = None
     max_attempts: int | None = None
+    codes: frozenset[str] | None = None
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):

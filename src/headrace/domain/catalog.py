@@ -22,7 +22,7 @@ Framework: TypeAlias = Literal["onnx"]
 Format: TypeAlias = Literal["onnx", "zip"]
 Status: TypeAlias = Literal["pending", "ready", "deprecated", "archived", "failed"]
 #: How an endpoint is spoken to; `in-process` is this process itself, with its own models.
-Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "in-process"]
+Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "openai", "in-process"]
 #: How one of several endpoints is picked, see docs/routing.md.
 Balancer: TypeAlias = Literal[
     "p2c", "least-request", "round-robin", "weighted", "random", "consistent-hash"

@@ -8,7 +8,18 @@ from typing import Final
 from headrace.domain.errors import InvalidRequest
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_SERVED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}", re.ASCII)
 RULE: Final = "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+
+SERVED_RULE: Final = (
+    "1 to 256 letters, digits, or any of '.', '_', '-', ':', '/', '@' and '+', starting with a "
+    "letter or digit"
+)
+
+
+def is_served_name(text: str) -> bool:
+    """Whether `text` may name a model as servers of OpenAI's API do: `org/model`, `llama3:8b`."""
+    return _SERVED.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from headrace.domain.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from headrace.domain.errors import InvalidRequest, PayloadTooLarge
 
 
 class InvalidParam(InvalidRequest):
     """One parameter of what was sent cannot be; `param` is its name."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param}: {message}")
-        self.details = {"param": param}
-
-
-class UnsupportedParam(Unsupported):
-    """One parameter asks for what is not offered; `param` is its name."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")

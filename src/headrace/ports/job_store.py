@@ -200,7 +200,10 @@ class JobStore(Files, Protocol):
         ...
 
     async def renew_chunks(self, claims: Sequence[Claim], lease_s: float) -> frozenset[Claim]:
-        """Go on working. The answer holds those that may: they are held, and their job goes on."""
+        """Go on holding. The answer holds those that may begin more rows: their job goes on.
+
+        Where a job is being ended its chunks stay their holders', so that what they have is kept.
+        """
         ...
 
     async def complete_chunk(self, claim: Claim, result: ChunkResult) -> bool:

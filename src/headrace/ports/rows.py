@@ -29,6 +29,22 @@ class Row(msgspec.Struct):
     problem: HeadraceError | None = None
 
 
+class Block(msgspec.Struct, frozen=True):
+    """Lines that follow each other and that one request asks about."""
+
+    custom_ids: list[str]
+    request: InferRequest
+    length: int  # of the first axis of every input, for each of them
+    end: int  # where the next line starts
+
+
+class Heads(msgspec.Struct, frozen=True):
+    """What planning needs of lines with which nothing is wrong."""
+
+    custom_ids: list[str]
+    ends: list[int]  # where each line ends in the text, newline included
+
+
 class RowCodec(Protocol):
     """Lines of OpenAI's batch files. Lines are without their newline, answers with it."""
 
@@ -36,8 +52,26 @@ class RowCodec(Protocol):
         """Look at a line without decoding its body. Never raises."""
         ...
 
+    def heads(self, text: bytes, url: str) -> Heads | None:
+        """Look at many lines at once, each with its newline behind it. Never raises.
+
+        None: they have to be looked at one by one, as one of them may be blank, have a problem or
+        another url.
+        """
+        ...
+
     def row(self, line: bytes | memoryview, *, model: str, version: str) -> Row:
         """Decode a line whose head was looked at. Never raises."""
+        ...
+
+    def block(
+        self, lines: bytes, start: int, *, model: str, version: str, most: int, limit_bytes: int
+    ) -> Block | None:
+        """Decode lines from byte `start` on together, as `row` would each of them. Never raises.
+
+        Together they have `most` of the model's rows, or fewer where no lines are left. None: they
+        have to be decoded one by one.
+        """
         ...
 
     def output_line(self, row: Row, response: InferResponse, *, request_id: str) -> bytes:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from headrace.domain.catalog import Protocol
-from headrace.domain.names import RULE, is_name
+from headrace.domain.names import RULE, SERVED_RULE, is_name, is_served_name
 from headrace.registry.content import Line, Word, each_once
 from headrace.registry.networks import Location, locate
 from headrace.registry.refusals import InvalidField
@@ -22,17 +22,20 @@ _InFlight: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 class EndpointContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An address that answers inference requests. NAME is yours to choose."""
 
-    #: `http://` or `https://` (oip-rest), `grpc://` or `grpcs://` (oip-grpc), in one of the
+    #: `http://` or `https://` (oip-rest, openai), `grpc://` or `grpcs://` (oip-grpc), in one of the
     #: networks of `registry.endpoint_networks`. Of oip-rest it may have a path: what stands before
-    #: `/v2` there. Must be left out where the protocol is in-process.
+    #: `/v2` there; of openai what stands before `/v1`, or that too. Must be left out where the
+    #: protocol is in-process.
     url: str = ""
-    #: How it is spoken to; `in-process` is this process itself, with its own models.
+    #: How it is spoken to; `openai` is a server of OpenAI's API (vLLM, TEI, LiteLLM …), and
+    #: `in-process` is this process itself, with its own models.
     protocol: Protocol = "oip-rest"
     #: `grpc://` or `grpcs://`, of oip-rest: where the same server speaks gRPC. Where it is given,
     #: this is what is asked: Triton's HTTP front end goes on with requests whose caller went away,
     #: and cannot stream. With `https` in `url` it has to be `grpcs`.
     grpc_url: str = ""
-    #: The models it serves; empty: whatever nothing else serves.
+    #: The models it serves; empty: whatever nothing else serves. Of openai the names may be as
+    #: in `org/model` and `llama3:8b`.
     models: _Models = ()
     #: Its share among the endpoints of a model; 0: it gets nothing.
     weight: Weight = 1.0
@@ -79,6 +82,8 @@ def _also_by_grpc(content: EndpointContent, others: Mapping[str, Location]) -> L
     field = "/grpc_url"
     if content.protocol == "oip-grpc":
         raise InvalidField(field, "an endpoint of oip-grpc has its address in url: leave this out")
+    if content.protocol == "openai":
+        raise InvalidField(field, "OpenAI's API is not spoken by gRPC: leave it out")
     if content.protocol != "oip-rest":
         raise InvalidField(field, f"an endpoint of {content.protocol} has no URL: leave it out")
     location = locate(content.grpc_url, "oip-grpc", field)
@@ -90,9 +95,11 @@ def _also_by_grpc(content: EndpointContent, others: Mapping[str, Location]) -> L
 
 def endpoint_fields(content: EndpointContent) -> dict[str, Any]:
     """The fields of an Endpoint that `content` sets. Raises InvalidField."""
+    openai = content.protocol == "openai"
+    fits, rule = (is_served_name, SERVED_RULE) if openai else (is_name, RULE)
     for index, model in enumerate(content.models):
-        if not is_name(model):
-            raise InvalidField(f"/models/{index}", f"a model's name must be {RULE}")
+        if not fits(model):
+            raise InvalidField(f"/models/{index}", f"a model's name must be {rule}")
     return {
         "url": content.url,
         "protocol": content.protocol,

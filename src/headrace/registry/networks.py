@@ -20,6 +20,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 SCHEMES: Final[dict[Protocol, dict[str, int]]] = {
     "oip-rest": {"http": 80, "https": 443},
     "oip-grpc": {"grpc": 80, "grpcs": 443},
+    "openai": {"http": 80, "https": 443},
 }
 _SECURE: Final = frozenset({"https", "grpcs"})
 _WIRE: Final = "/v2"
@@ -45,7 +46,7 @@ class Location(msgspec.Struct, frozen=True):
     host: str
     port: int
     address: Address | None
-    path: str = ""  # what stands before /v2, without a slash at its end
+    path: str = ""  # what stands before /v2 (openai: with its /v1, if any), no slash at its end
     secure: bool = False  # whether its scheme has TLS
 
 
@@ -101,7 +102,7 @@ def _path(path: str, protocol: Protocol) -> str:
     path = path.rstrip("/")
     if path and protocol == "oip-grpc":
         raise _NoUrl("it has a path; the methods of gRPC are called without one")
-    if path == _WIRE:
+    if path == _WIRE and protocol == "oip-rest":
         raise _NoUrl(f"its path is what stands before {_WIRE}: leave that out")
     return path
 

@@ -17,7 +17,7 @@ from headrace.domain.catalog import (
     Sticky,
     Target,
 )
-from headrace.domain.names import RULE, is_name
+from headrace.domain.names import RULE, SERVED_RULE, is_name, is_served_name
 from headrace.registry.content import Text
 from headrace.registry.endpoint_content import Labels, Weight
 from headrace.registry.header_names import header_name
@@ -183,8 +183,8 @@ def _targets(pointer: str, contents: Sequence[TargetContent]) -> tuple[Target, .
 
 
 def _target(pointer: str, content: TargetContent) -> Target:
-    if not is_name(content.model):
-        raise InvalidField(f"{pointer}/model", f"a model's name must be {RULE}")
+    if not is_served_name(content.model):
+        raise InvalidField(f"{pointer}/model", f"a model's name must be {SERVED_RULE}")
     if content.version and not is_name(content.version):
         raise InvalidField(f"{pointer}/version", f"a version or an alias must be {RULE}")
     if content.name and not is_name(content.name):

@@ -186,12 +186,25 @@ async def test_only_whoever_holds_a_chunk_renews_it(store: JobStore) -> None:
     assert await store.renew_chunks([claim, *others], make.LONG_S) == {claim}
 
 
-async def test_the_chunks_of_a_job_that_stops_are_not_renewed(store: JobStore) -> None:
+async def test_the_chunks_of_a_job_that_stops_are_told_apart(store: JobStore) -> None:
     stopped = await make.planned(store)
     other = await make.planned(store)
     claims = [(await make.claimed(store, job, 0)).claim for job in (stopped, other)]
     await store.cancel_job("acme", stopped.id)
     assert await store.renew_chunks(claims, make.LONG_S) == {claims[1]}
+
+
+async def test_the_chunks_of_a_job_that_stops_stay_their_holders_as_long_as_they_say_so(
+    stage: Stage,
+) -> None:
+    store = stage.store
+    job = await make.planned(store, chunks=1)
+    running = await make.claimed(store, job, 0, lease_s=0.05)
+    await store.cancel_job("acme", job.id)
+    assert not await store.renew_chunks([running.claim], make.LONG_S)
+    await stage.lapse(0.05)
+    assert not await store.release_overdue(10)
+    assert await store.complete_chunk(running.claim, make.result())
 
 
 async def test_a_chunk_that_is_handed_back_is_another_s_at_once(store: JobStore) -> None:

@@ -192,6 +192,11 @@ async def test_only_the_failed_rows_are_run_again(api: BatchApi, client: AsyncOp
     )  # fmt: skip
     rows = (await client.files.content(again["input_file_id"])).read()
     assert rows == b'{"custom_id": "2"}\n'
+    path = f"/batches/{made.id}/retry"
+    again = await client.post(path, cast_to=object, body={"codes": ["chunk_dead"]})
+    assert again["retry_of"] == made.id
+    with pytest.raises(openai.ConflictError, match="failed with batch_expired"):
+        await client.post(path, cast_to=object, body={"codes": ["batch_expired"]})
 
 
 async def test_the_same_idempotency_key_makes_one_batch(client: AsyncOpenAI) -> None:

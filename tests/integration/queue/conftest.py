@@ -58,7 +58,9 @@ class Cluster:
 
     def committed(self, topic: Literal["chunks", "retry"] = "chunks") -> list[int]:
         """Where the group would begin in each partition; below 0 where it has committed nothing."""
-        asking = Consumer({"bootstrap.servers": self.server.bootstrap, "group.id": self.topic})
+        settings = self.settings()
+        group = settings.group if topic == "chunks" else settings.retry_group
+        asking = Consumer({"bootstrap.servers": self.server.bootstrap, "group.id": group})
         try:
             where = [TopicPartition(f"{self.topic}.{topic}", p) for p in range(self.partitions)]
             return [found.offset for found in asking.committed(where, timeout=_ANSWER_S)]

@@ -108,6 +108,19 @@ async def test_who_closes_leaves_at_once_so_that_others_take_over(apache: Apache
         await cluster.close()
 
 
+async def test_who_joins_later_has_its_share_of_the_chunks(mock: MockKafka) -> None:
+    cluster = Cluster(mock, partitions=4)
+    first, second = cluster.queue(), cluster.queue()
+    try:
+        await first.publish(messages(*range(40)))
+        held = await take(first, 40)  # out of all partitions
+        taking = asyncio.create_task(take(second, 1))
+        await taking
+        assert len({d.source.rpartition("/")[0] for d in held if d.revoked}) == 2
+    finally:
+        await cluster.close()
+
+
 async def test_after_the_end_nothing_is_published(cluster: Cluster) -> None:
     queue = cluster.queue()
     await queue.close()

@@ -17,7 +17,7 @@ from headrace.domain.errors import (
 )
 from headrace.domain.idempotency import IdempotencyKey, Once
 from headrace.domain.jobs import FINAL, FileProblem, Job
-from headrace.domain.parameters import InvalidParam, UnsupportedParam
+from headrace.domain.parameters import InvalidParam
 from headrace.domain.scopes import BATCH, INFER, grants
 from tests.support.batch_api import ANN, ENDPOINT, BatchApi
 
@@ -84,9 +84,14 @@ async def test_an_endpoint_that_names_no_model_is_refused(api: BatchApi, endpoin
 
 
 @pytest.mark.parametrize("endpoint", ["/v1/embeddings", "/v1/chat/completions", "/v1/completions"])
-async def test_what_nothing_runs_is_not_offered(api: BatchApi, endpoint: str) -> None:
-    with pytest.raises(UnsupportedParam):
-        await _create(api, endpoint=endpoint)
+async def test_where_rows_name_their_models_the_caller_must_be_free_to_run_any(
+    api: BatchApi, endpoint: str
+) -> None:
+    job = await _create(api, endpoint=endpoint)
+    assert (job.target.url, job.target.model) == (endpoint, "")
+    bob = Call("r", Principal("bob", grants=grants([BATCH, "infer:m*"])))
+    with pytest.raises(Forbidden, match="may not run all of them"):
+        await api.jobs.create(bob, await _wanted(api, endpoint=endpoint))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +209,19 @@ async def test_only_what_ended_with_failed_rows_is_run_again(api: BatchApi) -> N
     done = await _ended(api, completed=2, failed=0)
     with pytest.raises(Conflict, match="none failed"):
         await api.jobs.retry(CALL, done.id, Again())
+
+
+async def test_a_retry_may_be_of_the_rows_that_failed_with_one_code(api: BatchApi) -> None:
+    done = await _ended(api)
+    again = await api.jobs.retry(CALL, done.id, Again(codes=frozenset({"chunk_dead"})))
+    assert again.retry_of == done.id
+    before = dict(api.objects.objects)
+    with pytest.raises(Conflict, match="failed with batch_expired"):
+        await api.jobs.retry(CALL, done.id, Again(codes=frozenset({"batch_expired"})))
+    assert api.objects.objects == before
+    for codes in ([], ["Nothing of ours"], [f"code_{i}" for i in range(33)]):
+        with pytest.raises(InvalidParam, match="codes"):
+            await api.jobs.retry(CALL, done.id, Again(codes=frozenset(codes)))
 
 
 async def test_a_retry_needs_the_model_too(api: BatchApi) -> None:

@@ -541,8 +541,13 @@ async def test_few_requests_are_under_way_at_a_time() -> None:
     assert bench.model.most_under_way == 3
 
 
-async def test_rows_are_not_read_far_ahead_of_one_that_is_slow() -> None:
-    bench = Bench(most_rows=1, in_flight=2, window_rows=10)
+@pytest.mark.parametrize(
+    ("window", "most"), [({"window_rows": 10}, 10), ({"window_bytes": 2000}, 20)], ids=str
+)
+async def test_rows_are_not_read_far_ahead_of_one_that_is_slow(
+    window: dict[str, int], most: int
+) -> None:
+    bench = Bench(most_rows=1, in_flight=2, **window)
     slow = asyncio.Event()
     infer = bench.model.infer
 
@@ -559,7 +564,14 @@ async def test_rows_are_not_read_far_ahead_of_one_that_is_slow() -> None:
     slow.set()
 
     assert (await running).completed == 100
-    assert ahead <= 10
+    assert 1 < ahead <= most
+
+
+async def test_answers_that_were_written_take_no_room() -> None:
+    bench = Bench(most_rows=4, in_flight=2, window_bytes=1500)
+
+    assert (await bench.run(some_rows(200))).completed == 200
+    assert bench.model.most_under_way == 2
 
 
 async def test_a_shape_that_is_rare_does_not_hold_up_the_others() -> None:
@@ -623,3 +635,80 @@ async def test_cancelling_stops_what_is_under_way() -> None:
         await running
 
     assert bench.model.under_way == 0
+
+
+# --- rows that are decoded together --------------------------------------------------------------
+
+
+class _OneByOne(OipRows):
+    def block(self, *_: Any, **__: Any) -> None:
+        """They are decoded one by one."""
+
+
+def _alike(count: int) -> list[bytes]:
+    """Rows that a program wrote, so that they can be decoded together."""
+    body = '{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[%d,%d]}]}'
+    return [
+        f'{{"custom_id":"c{n}","method":"POST","url":"{URL}","body":{body % (n, -n)}}}'.encode()
+        for n in range(count)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 60),
+    most_rows=st.integers(0, 9),
+    bad=st.sets(st.integers(0, 59), max_size=4),
+    blank=st.sets(st.integers(0, 59), max_size=4),
+    refused=st.sets(st.integers(0, 59), max_size=3),
+    error=st.sampled_from([ModelFailed("no"), QueueFull("full"), UnknownModel("none")]),
+    turn_bytes=st.sampled_from([300, 2000, 100_000]),
+)
+async def test_rows_are_told_the_same_whether_or_not_they_are_decoded_together(
+    *,
+    count: int,
+    most_rows: int,
+    bad: set[int],
+    blank: set[int],
+    refused: set[int],
+    error: HeadraceError,
+    turn_bytes: int,
+) -> None:
+    lines = _alike(count)
+    for n in bad:
+        if n < count:
+            lines[n] = lines[n].replace(b"]}]}", b",true]}]}")
+    for n in sorted(blank, reverse=True):
+        lines.insert(min(n, count), b"")
+    told = []
+    for codec in (OipRows(), _OneByOne()):
+        bench = Bench(most_rows=most_rows, turn_bytes=turn_bytes)
+        bench.runner.codec = codec
+        tries: dict[float, int] = {}
+
+        def fails(request: InferRequest, tries: dict[float, int] = tries) -> None:
+            for value in request.content.inputs[0].array[:, 0].tolist():
+                if value in refused:
+                    tries[value] = tries.get(value, 0) + 1
+                    if not error.retryable or tries[value] < 2:
+                        raise error
+
+        bench.model.fails = fails
+        await bench.run(lines)
+        told.append((bench.answers, [failure[:2] for failure in bench.failures]))
+    assert told[0] == told[1]
+
+
+async def test_rows_that_are_alike_are_decoded_together() -> None:
+    bench = Bench(most_rows=8)
+    decoded: list[bytes] = []
+    row = bench.runner.codec.row
+
+    def counted(line: Any, **target: Any) -> Any:
+        decoded.append(line)
+        return row(line, **target)
+
+    bench.runner.codec.row = counted  # type: ignore[method-assign]
+    await bench.run(_alike(8 * 1000))
+    assert max(bench.model.lengths) == 8
+    assert len(decoded) < 4000

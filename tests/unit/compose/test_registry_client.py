@@ -7,7 +7,8 @@ import ssl
 
 import pytest
 
-from headrace.compose.registry_client import Refused, RegistryClient, Unreachable, sha256_of
+from headrace.compose.platform_client import Refused, Unreachable
+from headrace.compose.registry_client import RegistryClient, sha256_of
 from headrace.domain.errors import InvalidRequest
 from tests.support.prepared_http import Network, prepared
 

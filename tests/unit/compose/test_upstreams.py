@@ -8,14 +8,18 @@ import msgspec
 import pytest
 
 from headrace.compose.upstreams import Upstreams
+from headrace.domain.calls import OPERATOR
 from headrace.domain.catalog import Endpoint, Protocol
 from headrace.domain.errors import InvalidSettings
 from headrace.ports.upstream import Site, Upstream
+from headrace.registry.endpoint_content import EndpointContent
 from headrace.router.in_process import InProcess
 from headrace.settings import Settings
 from headrace.transport.http.tls import TlsProfile
 from headrace.transport.oip_grpc.upstream import GrpcUpstream
 from headrace.transport.oip_rest.upstream import RestUpstream
+from headrace.transport.openai.settings import EndpointKey
+from headrace.transport.openai.upstream import OpenAiUpstream
 from tests.support.router_fakes import NoLocalModels
 from tests.support.tls_front import authority
 
@@ -43,6 +47,7 @@ async def test_each_protocol_has_its_upstream() -> None:
     assert isinstance(connect(endpoint("in-process"), None), InProcess)
     assert isinstance(connect(endpoint(), PLAIN), RestUpstream)
     assert isinstance(connect(endpoint("oip-grpc"), PLAIN), GrpcUpstream)
+    assert isinstance(connect(endpoint("openai"), PLAIN), OpenAiUpstream)
 
 
 async def test_where_both_are_given_grpc_is_what_is_asked() -> None:
@@ -77,3 +82,15 @@ async def test_a_profile_may_be_of_files_of_ones_own(tmp_path: Path, protocol: P
 def test_a_profile_that_cannot_be_used_is_told_before_any_endpoint_needs_it() -> None:
     with pytest.raises(InvalidSettings, match=r"^tls\.odd: ca_file 'nowhere\.pem'"):
         upstreams(odd=TlsProfile(ca_file="nowhere.pem"))
+
+
+async def test_the_key_of_an_endpoint_of_the_settings_is_shown_to_no_other_of_its_name() -> None:
+    settings = Settings(
+        endpoints={"e": EndpointContent(url="http://h", protocol="openai")},
+        endpoint_keys={"e": EndpointKey(secret="sk-1")},
+    )
+    connect = Upstreams(settings, in_process=in_process)
+    own = msgspec.structs.replace(endpoint("openai"), tenant=OPERATOR, url="http://h")
+    assert connect.secret_of(own) == "sk-1"
+    for other in ({"tenant": "blue"}, {"url": "http://elsewhere"}, {"name": "f"}):
+        assert not connect.secret_of(msgspec.structs.replace(own, **other))

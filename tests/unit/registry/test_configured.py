@@ -42,6 +42,13 @@ def test_endpoints_of_the_settings_are_the_operators_and_come_by_name() -> None:
     assert (found[1].models, found[0].weight, found[0].created_at) == (("a", "z"), 0.5, AT)
 
 
+def test_models_of_openai_are_named_as_their_servers_name_them() -> None:
+    names = ["BAAI/bge-small-en-v1.5", "llama3:8b"]
+    content = {"url": "https://10.0.0.1/v1", "protocol": "openai", "models": names}
+    (found,) = endpoints({"llm": content})
+    assert (found.models, found.reached) == (tuple(names), ("openai", "https://10.0.0.1/v1"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "refusal"),
     [
@@ -54,6 +61,18 @@ def test_endpoints_of_the_settings_are_the_operators_and_come_by_name() -> None:
             "endpoints.triton-a.url: an endpoint of in-process has no URL",
         ),
         ("e", {"url": "http://10.0.0.1", "models": ["a", "b c"]}, "endpoints.e.models.1: "),
+        ("e", {"url": "http://10.0.0.1", "models": ["org/m"]}, "endpoints.e.models.0: "),
+        ("e", {"url": "grpc://10.0.0.1", "protocol": "openai"}, "endpoints.e.url: "),
+        (
+            "e",
+            {"url": "http://10.0.0.1", "protocol": "openai", "models": ["../m"]},
+            "endpoints.e.models.0: ",
+        ),
+        (
+            "e",
+            {"url": "http://10.0.0.1", "protocol": "openai", "grpc_url": "grpc://10.0.0.1"},
+            "endpoints.e.grpc_url: OpenAI's API is not spoken by gRPC",
+        ),
         ("e", {"url": "http://10.0.0.1", "tls": "mesh"}, "endpoints.e.tls: "),
         ("e", {"url": "https://10.0.0.1", "tls": "a b"}, "endpoints.e.tls: "),
         (

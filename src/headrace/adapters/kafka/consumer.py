@@ -29,32 +29,43 @@ _Name: TypeAlias = tuple[str, int]
 
 
 class Counts(Protocol):
-    """What a member counts, for whoever looks."""
+    """What members count, for whoever looks."""
 
     commits: int
     commit_failures: int
     rebalances: int
-    partitions: int
-    lag: int
+
+    @property
+    def in_hand(self) -> int:
+        """Messages that are in hand, of all members of this process."""
+        ...
 
 
 class Member:
-    """Takes messages and hands them to `deliver`, until it is closed.
+    """Takes messages of a topic and hands them to `deliver`, until it is closed.
 
-    Everything but `close` and what deliveries do happens on its thread. At most `max_in_hand`
-    messages are in hand; at so many its partitions are paused, and it goes on polling, so that it
-    stays a member however long the work takes.
+    Everything but `close` and what deliveries do happens on its thread. Once `max_in_hand` messages
+    are in the process's hands its partitions are paused, and it goes on polling, so that it stays a
+    member however long the work takes.
     """
 
     def __init__(
         self,
         settings: KafkaSettings,
         *,
+        topic: str,
+        group: str,
+        instance_id: str,
         deliver: Callable[[KafkaDelivery], None],
         counts: Counts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.partitions = 0
+        self.lag = 0
         self._settings = settings
+        self._topic = topic
+        self._group = group
+        self._instance_id = instance_id
         self._deliver = deliver
         self._counts = counts
         self._clock = clock
@@ -101,7 +112,7 @@ class Member:
         self._paused = False
         try:
             consumer.subscribe(
-                [self._settings.chunks_topic, self._settings.retry_topic],
+                [self._topic],
                 on_assign=self._assigned,
                 on_revoke=self._revoked,
                 on_lost=self._lost,
@@ -121,7 +132,7 @@ class Member:
 
     def _options(self) -> dict[str, object]:
         settings = self._settings
-        static = {"group.instance.id": settings.instance_id} if settings.instance_id else {}
+        static = {"group.instance.id": self._instance_id} if self._instance_id else {}
         session_ms = max(int(settings.session_timeout_s * 1000), 1)
         return {
             # bounds what is read ahead; by a number of messages it would be read no more for a
@@ -136,7 +147,7 @@ class Member:
             "heartbeat.interval.ms": min(max(session_ms // 4, 1), _HEARTBEAT_MS),
             **client_options(settings),
             **static,
-            "group.id": settings.group,
+            "group.id": self._group,
             "session.timeout.ms": session_ms,
             "partition.assignment.strategy": "cooperative-sticky",
             "auto.offset.reset": "earliest",  # nothing is skipped where an offset was forgotten
@@ -164,7 +175,7 @@ class Member:
 
     def _hold_back(self) -> None:
         assert self._consumer is not None  # noqa: S101 - for the type checker
-        full = self.in_hand >= self._settings.max_in_hand
+        full = self._counts.in_hand >= self._settings.max_in_hand
         if full == self._paused:
             return
         mine = [TopicPartition(*name) for name in self._mine]
@@ -216,7 +227,7 @@ class Member:
         self._counts.rebalances += 1
         for partition in partitions:
             self._mine[_name(partition)] = Partition(*_name(partition))
-        self._counts.partitions = len(self._mine)
+        self.partitions = len(self._mine)
         consumer.incremental_assign(list(partitions))
         # one that was here before may still be paused, or not any more
         (consumer.pause if self._paused else consumer.resume)(list(partitions))
@@ -248,7 +259,7 @@ class Member:
             partition = self._mine.pop(name, None)
             if partition is not None:
                 partition.revoke()
-        self._counts.partitions = len(self._mine)
+        self.partitions = len(self._mine)
 
     # --- how far behind ------------------------------------------------------------------------
 
@@ -265,7 +276,7 @@ class Member:
                 _, end = self._consumer.get_watermark_offsets(TopicPartition(*name), cached=True)
                 if begin is not None and end > begin:
                     lag += end - begin
-        self._counts.lag = lag
+        self.lag = lag
 
 
 def _name(of: TopicPartition | Record) -> _Name:

@@ -37,19 +37,27 @@ class KafkaQueue:
         self.commits = 0
         self.commit_failures = 0
         self.rebalances = 0
-        self.partitions = 0  # that are this process's
-        self.lag = 0  # messages in them that are not done
         check_options(settings)
         self._settings = settings
         self._publisher = Publisher(settings)
-        self._member: Member | None = None
+        self._members: list[Member] = []
         self._inbox: asyncio.Queue[KafkaDelivery] = asyncio.Queue()
         self._closed = False
 
     @property
     def in_hand(self) -> int:
         """Messages that were delivered to this process and are not done."""
-        return 0 if self._member is None else self._member.in_hand
+        return sum(member.in_hand for member in self._members)
+
+    @property
+    def partitions(self) -> int:
+        """Those that are this process's, of both topics."""
+        return sum(member.partitions for member in self._members)
+
+    @property
+    def lag(self) -> int:
+        """Messages in them that are not done."""
+        return sum(member.lag for member in self._members)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         settings = self._settings
@@ -66,7 +74,7 @@ class KafkaQueue:
         self.published += len(messages)
 
     async def take(self) -> Delivery:
-        if self._member is None and not self._closed:
+        if not (self._members or self._closed):
             self._join(asyncio.get_running_loop())
         while True:
             delivery = await self._inbox.get()
@@ -85,8 +93,8 @@ class KafkaQueue:
 
     async def close(self) -> None:
         self._closed = True
-        if self._member is not None:
-            await asyncio.to_thread(self._member.close, _CLOSE_S)
+        closing = [asyncio.to_thread(member.close, _CLOSE_S) for member in self._members]
+        await asyncio.gather(*closing)
         await asyncio.to_thread(self._publisher.close, _CLOSE_S)
 
     def _join(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -94,5 +102,18 @@ class KafkaQueue:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it comes again elsewhere
                 loop.call_soon_threadsafe(self._inbox.put_nowait, delivery)
 
-        self._member = Member(self._settings, deliver=deliver, counts=self)
-        self._member.start()
+        # each topic by a group of its own: one that reads both is dealt their partitions together,
+        # and the first process then keeps those of the one, and the second has those of the other
+        settings, id_ = self._settings, self._settings.instance_id
+        self._members = [
+            Member(
+                settings, topic=topic, group=group, instance_id=instance_id, deliver=deliver,
+                counts=self,
+            )
+            for topic, group, instance_id in (
+                (settings.chunks_topic, settings.group, id_),
+                (settings.retry_topic, settings.retry_group, id_ and f"{id_}.retry"),
+            )
+        ]  # fmt: skip
+        for member in self._members:
+            member.start()

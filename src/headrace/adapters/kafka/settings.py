@@ -28,7 +28,8 @@ class KafkaSettings(
     brokers: str = "127.0.0.1:9092"
     #: What the topics' names begin with: `{topic}.chunks`, `{topic}.retry` and `{topic}.dead`.
     topic: str = "headrace.batch"
-    #: The consumer group of all processes that share the work.
+    #: The consumer group of all processes that share the work; chunks that have failed are read by
+    #: the group `{group}.retry`.
     group: str = "headrace.batch"
     #: How this process is called in the brokers' logs and quotas.
     client_id: str = "headrace"
@@ -81,6 +82,11 @@ class KafkaSettings(
     def retry_topic(self) -> str:
         """Of messages about chunks that have."""
         return f"{self.topic}.retry"
+
+    @property
+    def retry_group(self) -> str:
+        """Of who reads the topic of those that have."""
+        return f"{self.group}.retry"
 
     @property
     def dead_topic(self) -> str:

@@ -42,7 +42,7 @@ def apply(base: ModelConfig, text: str, *, labels: LabelReader) -> ModelConfig:
         ModelLoadFailed: not TOML, an unknown key or a wrong type; the message has its full path.
     """
     try:
-        file = msgspec.convert(tomllib.loads(text), _File)
+        file = msgspec.convert(tomllib.loads(text), _FILE)
         return _apply(base, file, labels)
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         msg = f"model '{base.name}': config.toml: {_explain(error)}"
@@ -144,6 +144,11 @@ class _File(_Table, frozen=True):
     parameters: dict[str, Any] = {}
     inputs: tuple[_Input, ...] | UnsetType = UNSET
     outputs: tuple[_Output, ...] | UnsetType = UNSET
+
+
+#: msgspec takes a type apart when it is used first, and two threads that do so at once crash the
+#: process (0.22). Models are read on threads of their own, so it is done here.
+_FILE: Final = msgspec.json.Decoder(_File).type
 
 
 # Laid over the base

@@ -7,9 +7,9 @@ Anything else that a library raises is a mistake of ours and passes as it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from headrace.adapters.sql.statements import Statement
 from headrace.domain.errors import InvalidRequest, StoreUnavailable
@@ -18,6 +18,7 @@ Dialect: TypeAlias = Literal["sqlite", "postgres"]
 Value: TypeAlias = str | int | float | None
 Parameters: TypeAlias = Mapping[str, Value]
 Row: TypeAlias = Sequence[Any]
+T = TypeVar("T")
 
 RETRY_AFTER_S: Final = 1.0
 _NO_ANSWER: Final = "the registry's database does not answer; nothing was changed"
@@ -77,6 +78,15 @@ class Database(Protocol):
 
     def writing(self) -> AbstractAsyncContextManager[Connection]:
         """A transaction that writes."""
+        ...
+
+    async def change(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """Run a whole transaction that writes, and answer what `work` does.
+
+        `work` awaits its connection and nothing else: it may run on another thread, at one go.
+        Several changes may be committed together; each fails by itself. What does not commit
+        changes nothing.
+        """
         ...
 
     def migrating(self) -> AbstractAsyncContextManager[Connection]:

@@ -30,7 +30,8 @@ class SqlChunks(SqlFiles):
         rows = await self._database.fetch(self._sql["batch_chunks_to_queue"], {"by": by})
         if not rows[0][2] or rows[0][0 if shared else 1] >= window:
             return []
-        async with self._database.writing() as connection:
+
+        async def queue(connection: Connection) -> Sequence[Chunk]:
             turn = (await connection.fetch(self._sql["take_batch_turn"], {}))[0][0]
             rows = await connection.fetch(self._sql["batch_chunks_to_queue"], {"by": by})
             room = window - rows[0][0 if shared else 1]
@@ -52,7 +53,9 @@ class SqlChunks(SqlFiles):
                     await connection.fetch(self._sql["serve_batch_tenant"], moved)
             await connection.fetch(self._sql["keep_batch_turn"], {"turn": turn})
             await connection.commit(announce=False)
-        return queued
+            return queued
+
+        return await self._database.change(queue)
 
     async def requeue(self, *, by: str, older_than_s: float) -> Sequence[Chunk]:
         """See JobStore.requeue. A part of them at a time."""
@@ -73,41 +76,51 @@ class SqlChunks(SqlFiles):
     async def claim_chunk(self, ref: ChunkRef, holder: str, lease_s: float) -> ClaimedChunk | None:
         """See JobStore.claim_chunk."""
         wish: Parameters = {**_place(ref), "holder": holder, "lease_us": microseconds(lease_s)}
-        async with self._database.writing() as connection:
+
+        async def claim(connection: Connection) -> ClaimedChunk | None:
             rows = await connection.fetch(self._sql["claim_batch_chunk"], wish)
             if not rows:
                 return None
             jobs = await connection.fetch(self._sql["batch_job_of_chunk"], {"job": ref.job})
             await connection.commit(announce=False)
-        chunk = job_rows.chunk_of(rows[0])
-        return ClaimedChunk(Claim(ref, chunk.attempt, holder), chunk, job_rows.job_of(jobs[0]))
+            chunk = job_rows.chunk_of(rows[0])
+            return ClaimedChunk(Claim(ref, chunk.attempt, holder), chunk, job_rows.job_of(jobs[0]))
+
+        return await self._database.change(claim)
 
     async def renew_chunks(self, claims: Sequence[Claim], lease_s: float) -> frozenset[Claim]:
         """See JobStore.renew_chunks."""
         if not claims:
             return frozenset()
-        live = set()
         lease: Parameters = {"lease_us": microseconds(lease_s)}
-        async with self._database.writing() as connection:
+
+        async def renew(connection: Connection) -> frozenset[Claim]:
+            live = set()
             for claim in sorted(claims, key=lambda claim: claim.ref):
-                if await connection.fetch(
+                rows = await connection.fetch(
                     self._sql["renew_batch_chunk"], {**_fence(claim), **lease}
-                ):
+                )
+                if rows and rows[0][0]:
                     live.add(claim)
             await connection.commit(announce=False)
-        return frozenset(live)
+            return frozenset(live)
+
+        return await self._database.change(renew)
 
     async def complete_chunk(self, claim: Claim, result: ChunkResult) -> bool:
         """See JobStore.complete_chunk."""
         outcome: Parameters = {**_fence(claim), **job_rows.result_parameters(result)}
-        async with self._database.writing() as connection:
+
+        async def complete(connection: Connection) -> bool:
             # the job first, for its lock; without a commit it was never counted
             if not await connection.fetch(self._sql["close_batch_chunk"], outcome):
                 return False
             if not await connection.fetch(self._sql["complete_batch_chunk"], outcome):
                 return False
             await connection.commit(announce=False)
-        return True
+            return True
+
+        return await self._database.change(complete)
 
     async def release_chunk(self, claim: Claim, *, story: str = "", delay_s: float = 0.0) -> bool:
         """See JobStore.release_chunk."""

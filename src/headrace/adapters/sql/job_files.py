@@ -26,12 +26,15 @@ class SqlFiles:
 
     async def add_file(self, file: File, *, once: Once | None = None) -> File:
         """See Files.add_file."""
-        async with self._database.writing() as connection:
+
+        async def add(connection: Connection) -> File:
             if once is not None:
                 await idempotency.carry_out(connection, self._database.dialect, once)
             added = await insert_file(connection, file)
             await connection.commit(announce=False)
-        return added
+            return added
+
+        return await self._database.change(add)
 
     async def file(self, tenant: str, id_: str) -> File:
         """See Files.file."""

@@ -25,7 +25,8 @@ class SqlJobStore(SqlChunks):
         self, job: Job, *, quotas: Quotas = NO_QUOTAS, once: Once | None = None
     ) -> Job:
         """See JobStore.create_job."""
-        async with self._database.writing() as connection:
+
+        async def create(connection: Connection) -> Job:
             if once is not None:
                 await idempotency.carry_out(connection, self._database.dialect, once)
             # no other job of the tenant is created between the look at its quotas and the end
@@ -36,7 +37,9 @@ class SqlJobStore(SqlChunks):
             await self._require_room(connection, job, quotas)
             rows = await connection.fetch(self._sql["add_batch_job"], job_rows.job_parameters(job))
             await connection.commit(announce=False)
-        return job_rows.job_of(rows[0])
+            return job_rows.job_of(rows[0])
+
+        return await self._database.change(create)
 
     async def job(self, tenant: str, id_: str) -> Job:
         """See JobStore.job."""
@@ -71,13 +74,16 @@ class SqlJobStore(SqlChunks):
         if not await self._database.fetch(self._sql["is_there_batch_job_to_claim"], {}):
             return None
         wish: Parameters = {"holder": holder, "lease_us": microseconds(lease_s)}
-        async with self._database.writing() as connection:
+
+        async def claim(connection: Connection) -> JobClaim | None:
             rows = await connection.fetch(self._sql["claim_batch_job"], wish)
             if not rows:
                 return None
             await connection.commit(announce=False)
-        kept = job_rows.kept_job(rows[0])
-        return JobClaim(kept.job, kept.attempt, holder, "finish" if kept.is_planned else "plan")
+            kept = job_rows.kept_job(rows[0])
+            return JobClaim(kept.job, kept.attempt, holder, "finish" if kept.is_planned else "plan")
+
+        return await self._database.change(claim)
 
     async def renew_job(self, claim: JobClaim, lease_s: float) -> bool:
         """See JobStore.renew_job."""
@@ -101,7 +107,8 @@ class SqlJobStore(SqlChunks):
         """
         job = claim.job.id
         chunks = [job_rows.chunk_parameters(job, n, span) for n, span in enumerate(spans, first)]
-        async with self._database.writing() as connection:
+
+        async def add(connection: Connection) -> bool:
             if not await connection.fetch(self._sql["lock_batch_job_to_plan"], _fence(claim)):
                 return False
             place: Parameters = {"job": job, "before": first - 1}
@@ -113,7 +120,9 @@ class SqlJobStore(SqlChunks):
             if chunks:
                 await connection.run_many(self._sql["add_batch_chunk"], chunks)
             await connection.commit(announce=False)
-        return True
+            return True
+
+        return await self._database.change(add)
 
     async def planned(self, claim: JobClaim, *, chunks: int, rows: int) -> Job | None:
         """See JobStore.planned.
@@ -123,7 +132,8 @@ class SqlJobStore(SqlChunks):
         """
         id_ = claim.job.id
         plan: Parameters = {**_fence(claim), "chunks": chunks, "total": rows}
-        async with self._database.writing() as connection:
+
+        async def end(connection: Connection) -> Job | None:
             jobs = await connection.fetch(self._sql["plan_batch_job"], plan)
             if not jobs:
                 return None
@@ -135,7 +145,9 @@ class SqlJobStore(SqlChunks):
             if job.state != "in_progress":
                 await connection.fetch(self._sql["skip_batch_chunks"], {"job": id_})
             await connection.commit(announce=False)
-        return job
+            return job
+
+        return await self._database.change(end)
 
     async def refuse(self, claim: JobClaim, problems: Sequence[FileProblem]) -> Job | None:
         """See JobStore.refuse."""
@@ -161,7 +173,8 @@ class SqlJobStore(SqlChunks):
             "error_file": errors.id if errors is not None else "",
             "rows_failed": rows_failed,
         }
-        async with self._database.writing() as connection:
+
+        async def finish(connection: Connection) -> Job | None:
             rows = await connection.fetch(self._sql["finish_batch_job"], end)
             if not rows:
                 return None
@@ -174,7 +187,9 @@ class SqlJobStore(SqlChunks):
                 parts: Parameters = {"key": f"batch/jobs/{job.id}/"}
                 await connection.fetch(self._sql["add_batch_garbage"], parts)
             await connection.commit(announce=False)
-        return job
+            return job
+
+        return await self._database.change(finish)
 
     async def expire_jobs(self, limit: int) -> Sequence[Job]:
         """See JobStore.expire_jobs."""

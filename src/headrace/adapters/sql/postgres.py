@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -97,6 +97,11 @@ class PostgresDatabase:
         """See Database.writing."""
         async with self._writing(self._timeout_s) as connection:
             yield connection
+
+    async def change(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """See Database.change."""
+        async with self._writing(self._timeout_s) as connection:
+            return await work(connection)
 
     @contextlib.asynccontextmanager
     async def migrating(self) -> AsyncIterator[Connection]:

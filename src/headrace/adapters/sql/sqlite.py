@@ -14,7 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,32 +29,16 @@ from headrace.adapters.sql.database import (
     check,
     unavailable,
 )
+from headrace.adapters.sql.sqlite_changes import Change, Changes
+from headrace.adapters.sql.sqlite_errors import translating
 from headrace.adapters.sql.statements import Statement, statements
-from headrace.domain.errors import (
-    AlreadyExists,
-    HeadraceError,
-    StorageFull,
-    StoreUnavailable,
-)
+from headrace.domain.errors import StoreUnavailable
 
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _READERS: Final = 4
 _POLL_S: Final = 0.2  # how often a watch looks for the changes of other processes
-_UNAVAILABLE: Final = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PROTOCOL,
-    }
-)
 
 
 class SqliteDatabase:
@@ -67,6 +51,7 @@ class SqliteDatabase:
         self._timeout_s = busy_timeout_s
         self._writer = _Thread(file, "write", timeout_s=busy_timeout_s)
         self._turn = asyncio.Lock()  # of this process' writers; others are held off by the file
+        self._changes: list[Change] = []  # that wait for the turn
         self._readers = [
             _Thread(file, f"read-{n}", timeout_s=busy_timeout_s) for n in range(_READERS)
         ]
@@ -91,6 +76,38 @@ class SqliteDatabase:
         """See Database.writing."""
         async with self._turns(), _transaction(self._writer, "BEGIN IMMEDIATE", self) as connection:
             yield connection
+
+    async def change(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """See Database.change. Whoever has the turn takes along what waits for it.
+
+        So changes that come together cost one visit to the thread, and one sync of the disk.
+        """
+        change = Change(work, asyncio.get_running_loop().create_future())
+        self._changes.append(change)
+        try:
+            async with self._turns():
+                if not change.begun:
+                    self._begin_changes()
+                await change.future
+        except StoreUnavailable:
+            if not change.begun:  # else it was the turn that did not come, and no matter any more
+                raise
+        except asyncio.CancelledError:
+            change.future.cancel()
+            raise
+        finally:
+            if not change.begun:
+                self._changes.remove(change)
+        answer: T = await change.future
+        if change.announces:
+            self.wake()
+        return answer
+
+    def _begin_changes(self) -> None:
+        self._writer.change(self._changes)
+        for each in self._changes:
+            each.begun = True
+        self._changes = []
 
     @contextlib.asynccontextmanager
     async def migrating(self) -> AsyncIterator[Connection]:
@@ -233,14 +250,22 @@ class _Thread:
     async def do(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run `work(connection, *arguments)` after what was asked before."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._begin()
+        self._jobs.put(_Job(future, lambda: work(self._open(), *arguments)))
+        return await future
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Run changes in one transaction, after what was asked before; their futures tell."""
+        self._begin()
+        self._jobs.put(Changes(changes, self._open, self._roll_back))
+
+    def _begin(self) -> None:
         if self._closed:
             raise unavailable("the registry's store is closed")
         if self._thread is None:
             name = f"registry-{self._name}"
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
-        self._jobs.put(_Job(future, lambda: work(self._open(), *arguments)))
-        return await future
 
     def roll_back(self) -> None:
         """End a transaction, if there is one, after what was asked before."""
@@ -309,7 +334,7 @@ class _Job:
         result: object = None
         error: Exception | None = None
         try:
-            with _translating():
+            with translating():
                 result = self._work()
         except Exception as raised:  # noqa: BLE001 - handed to the one who waits
             error = raised
@@ -381,25 +406,3 @@ def _use_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
             time.sleep(0.01)
         else:
             return
-
-
-@contextlib.contextmanager
-def _translating() -> Iterator[None]:
-    try:
-        yield
-    except HeadraceError:
-        raise
-    except sqlite3.Error as error:
-        # extended codes hold the primary one in their low byte
-        code = getattr(error, "sqlite_errorcode", -1)
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        if code in {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY}:
-            raise AlreadyExists("an object with this id exists already") from error
-        if code == sqlite3.SQLITE_FULL:
-            raise StorageFull("there is no room left for the registry's database") from error
-        if code == sqlite3.SQLITE_NOTADB:
-            raise Unusable("the registry's database is not a SQLite file") from error
-        if code >= 0 and code & 0xFF in _UNAVAILABLE:
-            _logger.warning("the registry's database: %s: %s", name, error)
-            raise unavailable() from error
-        raise

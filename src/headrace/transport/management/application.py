@@ -5,6 +5,7 @@ Importing this loads FastAPI, which takes 0.3 s and 18 MB: whoever composes impo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -62,11 +63,16 @@ _BODY: Final = "body"
 
 
 def management_app(
-    registry: Registry, *, version: str, states: EndpointStates | None = None
+    registry: Registry,
+    *,
+    version: str,
+    states: EndpointStates | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> ASGIApp:
     """The application over `registry`; `version` is the platform's, for the document.
 
     `states` is what this process knows of its endpoints; None where it sends nothing to any.
+    `beside` is what the document has of another wire, see document.
 
     Callers are told apart by `scope["headrace.principal"]`, and requests by
     `scope["headrace.request_id"]`: whoever is in front sets both.
@@ -88,7 +94,7 @@ def management_app(
     app.state.states = states or NoStates()
     found = operations()
     app.router.routes.extend(found)
-    app.router.routes.extend(docs_routes(document(found, version=version)))
+    app.router.routes.extend(docs_routes(document(found, version=version, beside=beside)))
     return app
 
 

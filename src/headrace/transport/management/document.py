@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -19,16 +19,21 @@ from headrace.transport.management.strict_route import JSON, MERGE_PATCH, Strict
 from headrace.transport.status import STATUS
 
 _ABOUT: Final = """\
-Registers models, publishes versions, moves aliases, and says who did. Everything belongs to the
-caller's tenant; what another tenant has is not found.
+Registers models, publishes versions, moves aliases, says who did, and runs batches. Everything
+belongs to the caller's tenant; what another tenant has is not found. Inference itself is the Open
+Inference Protocol's, under `/v2`.
+
+**Under `/v1`** files and batches are OpenAI's, with its errors and its lists. What follows is about
+the paths under `/api/v1`, unless it says otherwise.
 
 **Conditional requests.** Every read of one thing answers an `ETag`. Every change of what is there
 names it in `If-Match`: 428 without, 412 where it was changed since. `If-None-Match` answers 304.
 
 **Errors** are problems (RFC 9457) with a stable `code`.
 
-**Callers** need a scope, which each operation names: 403 without. Where the platform has rate
-limits, answers tell in `RateLimit` and `RateLimit-Policy` where the caller stands: 429 beyond.
+**Callers** need a scope, which each operation names, under `/v1` too: 403 without. Where the
+platform has rate limits, answers tell in `RateLimit` and `RateLimit-Policy` where the caller
+stands: 429 beyond.
 
 **Lists** answer `next_cursor`, which `cursor` continues with.
 
@@ -41,7 +46,8 @@ refused with 422. Where the change was made and its answer was lost, as by a cra
 so with 409 (`idempotency_answer_lost`) and changes nothing. Refusals that depend on what is there
 (404, 409, 412, 428) are kept; after any other and after every 5xx that changed nothing, the key is
 as new. The secret of a new API key is never kept: in an answer that is given again it is null.
-Uploads of artifacts pass the header over: their digest makes them the same.
+Uploads of artifacts pass the header over: their digest makes them the same. Under `/v1` the header
+is read where a batch begins.
 """
 #: What a creation tells of the path of what it made: for links to what can be asked of it next.
 _CREATIONS: Final[dict[str, dict[str, str]]] = {
@@ -68,10 +74,15 @@ _IDEMPOTENCY_KEY: Final = {
 }
 
 
-def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
-    """The document of `routes`; `version` is the platform's."""
+def document(
+    routes: Sequence[BaseRoute], *, version: str, beside: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document of `routes`; `version` is the platform's.
+
+    `beside` has the `paths` and `components` of another wire, under names of its own.
+    """
     described = get_openapi(
-        title="Headrace management API", version=version, description=_ABOUT, routes=routes
+        title="Headrace API", version=version, description=_ABOUT, routes=routes
     )
     components = described.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -98,6 +109,10 @@ def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
         if operation["operationId"] in _CREATIONS:
             operation["responses"][_CREATED]["links"] = _links(operation, operations)
     components["responses"] = dict(sorted(components["responses"].items()))
+    if beside is not None:
+        described["paths"] |= beside["paths"]
+        schemas = components["schemas"] | beside["components"]["schemas"]
+        components["schemas"] = dict(sorted(schemas.items()))
     return described
 
 

@@ -29,6 +29,7 @@ from headrace.transport.management.fields import (
     Name,
     OptionalName,
     Protocol,
+    ServedName,
     View,
     Weight,
 )
@@ -43,9 +44,10 @@ _KEY: Final = 2
 _Url: TypeAlias = Annotated[
     str,
     Field(
-        description="http, https (oip-rest), grpc or grpcs (oip-grpc), in an allowed network; "
-        "2048 characters at most. Of oip-rest with what stands before /v2, if anything does; "
-        "empty where the protocol is in-process.",
+        description="http, https (oip-rest, openai), grpc or grpcs (oip-grpc), in an allowed "
+        "network; 2048 characters at most. Of oip-rest with what stands before /v2, if anything "
+        "does, of openai with what stands before /v1, or with that; empty where the protocol is "
+        "in-process.",
         json_schema_extra={"format": "uri"},
     ),
 ]
@@ -57,7 +59,7 @@ _GrpcUrl: TypeAlias = Annotated[
         json_schema_extra={"format": "uri"},
     ),
 ]
-_Models: TypeAlias = Annotated[list[Name], Field(max_length=1024)]
+_Models: TypeAlias = Annotated[list[ServedName], Field(max_length=1024)]
 _InFlight: TypeAlias = Annotated[int, Field(ge=0, le=1_000_000), WHOLE]
 
 

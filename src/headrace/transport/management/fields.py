@@ -8,10 +8,11 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from fastapi import Path
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from headrace.domain.names import RULE
+from headrace.domain.names import RULE, SERVED_RULE
 from headrace.domain.scopes import RULE as SCOPE_RULE
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_SERVED = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9._-]{0,127}$"
 _NUMBER = r"^[1-9][0-9]{0,8}$"
 _SCOPE = r"^(infer|batch|models:read|models:write|admin|infer:[A-Za-z0-9._*?-]{1,128})$"
@@ -61,6 +62,7 @@ def _digits(value: Any) -> Any:
 #: What a pattern asks for, in words: people read these, the document has the patterns.
 SENTENCES: Final = {
     _NAME: f"expected {RULE}",
+    _SERVED: f"expected {SERVED_RULE}",
     _ALIAS: f"expected {RULE.replace('a letter or digit', 'a letter')}",
     _NUMBER: "expected a whole number from 1 to 999999999, as text",
     _SCOPE: f"expected {SCOPE_RULE}",
@@ -71,6 +73,8 @@ SENTENCES: Final = {
 }
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
+#: A model's, where it is served by OpenAI's API.
+ServedName: TypeAlias = Annotated[str, Field(pattern=_SERVED)]
 #: "" where there is none.
 OptionalName: TypeAlias = Annotated[str, Field(pattern=_OPTIONAL_NAME)]
 AliasName: TypeAlias = Annotated[str, Field(pattern=_ALIAS)]
@@ -94,7 +98,7 @@ Digest: TypeAlias = Annotated[
 Framework: TypeAlias = Literal["onnx"]
 Format: TypeAlias = Literal["onnx", "zip"]
 Status: TypeAlias = Literal["pending", "ready", "deprecated", "archived", "failed"]
-Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "in-process"]
+Protocol: TypeAlias = Literal["oip-rest", "oip-grpc", "openai", "in-process"]
 Balancer: TypeAlias = Literal[
     "p2c", "least-request", "round-robin", "weighted", "random", "consistent-hash"
 ]

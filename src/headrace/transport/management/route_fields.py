@@ -16,6 +16,7 @@ from headrace.transport.management.fields import (
     Name,
     OptionalHeaderName,
     OptionalName,
+    ServedName,
     Text,
     View,
     Weight,
@@ -30,7 +31,7 @@ _SOME_WEIGHT: Final[dict[str, Any]] = {
 class RouteTarget(Body):
     """Where a share of a route's requests goes."""
 
-    model: Name
+    model: ServedName
     version: OptionalName = Field(
         "", description="A version or an alias; empty: what the model answers with by itself."
     )

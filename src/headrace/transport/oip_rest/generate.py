@@ -22,8 +22,6 @@ from headrace.domain.errors import (
     DeadlineExceeded,
     HeadraceError,
     InvalidRequest,
-    Overloaded,
-    PayloadTooLarge,
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.names import require_name
@@ -33,6 +31,7 @@ from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.access import RUN_MODEL, GuardedRoute, caller_of
 from headrace.transport.call_headers import read_call
 from headrace.transport.dialect import INTERNAL
+from headrace.transport.held_bodies import HeldBodies
 from headrace.transport.http.host import AsgiMessage, AsgiReceive, AsgiSend
 from headrace.transport.in_time import in_time
 from headrace.transport.limit_headers import limit_headers
@@ -44,7 +43,6 @@ from headrace.transport.told import Told
 
 _logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_S: Final = 1.0
 _OTHER_NUMBER: Final = (
     "generate expects model to produce exactly 1 response, use generate stream for model that "
     "generates various number of responses"
@@ -80,8 +78,9 @@ class GenerateWire:
         self._service = service
         self._learnt = LearntInputs(models, clock=clock)
         self._max_body_bytes = max_body_bytes
-        self._max_buffered_bytes = max_buffered_bytes
-        self._buffered_bytes = 0
+        self._bodies = HeldBodies(
+            max_body_bytes=max_body_bytes, max_buffered_bytes=max_buffered_bytes
+        )
         self._clock = clock
         self._ids = ids
         self._timelines = timelines
@@ -163,7 +162,7 @@ class GenerateWire:
             require_name("version", version)
         told.model, told.version = model, version
         begun_ns = time.time_ns() if self._timelines.active else 0
-        async with self._body(request) as body:
+        async with self._bodies.read(request) as body:
             headers = dict(request.scope["headers"])
             principal = caller_of(request.scope)
             call = read_call(
@@ -189,28 +188,6 @@ class GenerateWire:
                 yield responses, call, payload, told
         if begun_ns and not told.code:
             self._timelines.record(model, told.version, call.request_id, begun_ns)
-
-    @asynccontextmanager
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, which counts among those held until the request is answered."""
-        pieces: list[bytes] = []
-        held_bytes = 0
-        try:
-            async for piece in request.stream():
-                held_bytes += len(piece)
-                self._buffered_bytes += len(piece)
-                if held_bytes > self._max_body_bytes:
-                    msg = f"request body is over the limit of {self._max_body_bytes} bytes"
-                    raise PayloadTooLarge(msg)
-                if self._buffered_bytes > self._max_buffered_bytes:
-                    limit = self._max_buffered_bytes
-                    msg = f"the bodies of all requests under way are at the limit of {limit} bytes"
-                    raise Overloaded(msg, retry_after_s=_RETRY_AFTER_S)
-                pieces.append(piece)
-            pieces[:] = [b"".join(pieces)]
-            yield pieces.pop()  # which nobody but its taker holds then
-        finally:
-            self._buffered_bytes -= held_bytes
 
 
 class _Head:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
 from urllib.parse import quote
 
 from headrace.ports.upstream import Site
-
-_DEFAULT_PORTS: Final = {False: 80, True: 443}
+from headrace.transport.http.client.site_lines import site_lines, site_path
 
 
 class Locator:
     """The paths of a site, whose names and versions are escaped, and the lines that name it."""
 
     def __init__(self, site: Site) -> None:
-        self.root = quote(site.path, safe="/%:@!$&'()*+,;=~") + "/v2"
-        host = f"[{site.host}]" if ":" in site.host and not site.host.startswith("[") else site.host
-        port = "" if site.port == _DEFAULT_PORTS[site.secure] else f":{site.port}"
-        self.lines = f"host: {host}{port}\r\nuser-agent: headrace\r\n"
+        self.root = site_path(site) + "/v2"
+        self.lines = site_lines(site)
 
     def model(self, model: str, version: str) -> str:
         """The path of a model or, where `version` is not "", of that version."""

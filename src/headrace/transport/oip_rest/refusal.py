@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -21,10 +19,9 @@ from headrace.domain.errors import (
     UnsupportedMediaType,
 )
 from headrace.transport.http.client.exchange import Answer
+from headrace.transport.http.client.retry_after import retry_after_s
 from headrace.transport.triton_words import meaning
 
-_MAX_WAIT_S: Final = 86_400.0  # of a Retry-After; more tells nothing
-_MAX_DIGITS: Final = 9
 _ERROR_BYTES: Final = 64 * 1024  # of a body that is looked into for a sentence
 _SENTENCE_CHARS: Final = 1024
 #: Of the statuses 4xx, those that are about this platform or the endpoint's own set-up.
@@ -50,7 +47,7 @@ def refusal(
     """The error of an answer about a model; `endpoint` is a name for the log."""
     status = answer.status
     said = sentence(answer.body)
-    wait_s = _wait_s(answer.headers, wall_clock)
+    wait_s = retry_after_s(answer.headers, wall_clock)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return EndpointBusy("the endpoint has no room at this moment", retry_after_s=wait_s)
     if (meant := meaning(said)) is not None:
@@ -78,19 +75,3 @@ def sentence(parts: Sequence[bytes | memoryview]) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return "".join([char if char.isprintable() else " " for char in text]).strip()
-
-
-def _wait_s(headers: Mapping[bytes, bytes], wall_clock: Callable[[], float]) -> float | None:
-    """Retry-After in seconds, given as such or as a date; None where it is neither."""
-    value = headers.get(b"retry-after")
-    if value is None:
-        return None
-    if value.isdigit():
-        return float(value) if len(value) <= _MAX_DIGITS else None
-    try:
-        date = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, UnicodeDecodeError):
-        return None
-    if date.tzinfo is None:  # "-0000": of no zone that it would tell
-        date = date.replace(tzinfo=UTC)
-    return min(max(date.timestamp() - wall_clock(), 0.0), _MAX_WAIT_S)

@@ -48,6 +48,8 @@ class _Hole(msgspec.Struct, frozen=True, order=True):
     what: int  # an input's index, or one of these:
 
 
+#: What decoding raises where a line is to be decoded as a whole.
+_UNFIT: Final = (ValueError, TypeError, OverflowError, struct.error)
 _CUSTOM_ID: Final = -1
 _ID: Final = -2
 
@@ -62,6 +64,14 @@ class _Slot(msgspec.Struct, frozen=True, gc=False):
     group: int  # of the match
     pack: Callable[..., bytes]
     dtype: np.dtype[Any]
+
+
+class Many(msgspec.Struct, frozen=True):
+    """Lines of one layout: their ids, their content one after the other, and what follows."""
+
+    custom_ids: list[str]
+    content: InferContent
+    end: int  # where the next line starts
 
 
 class RowLayout:
@@ -80,6 +90,9 @@ class RowLayout:
         self._custom_id_group = custom_id_group
         self._id_group = id_group
         self._slots = slots
+        lengths = {slot.shape[0] if slot.shape else 0 for slot in slots}
+        #: Of the first axis of every input; 0 where they have none in common.
+        self.length = lengths.pop() if len(lengths) == 1 else 0
         self._parameters = content.parameters
         self._outputs: list[RequestedOutput] | None = content.outputs
 
@@ -91,22 +104,60 @@ class RowLayout:
         tensors = []
         try:
             for slot in self._slots:
-                text = match[slot.group]
-                if b"r" in text or b"a" in text:  # true and false would pass for numbers
-                    return None
-                elements = orjson.loads(text)
-                count = slot.count
-                if len(elements) != count or (count == 1 and type(elements[0]) is list):
-                    (elements,) = elements  # nested along a first axis of one
-                    if slot.shape[0] != 1 or len(slot.shape) != 2 or len(elements) != count:  # noqa: PLR2004
-                        return None
-                array: Array = np.ndarray(slot.shape, slot.dtype, slot.pack(*elements))
+                array: Array = np.ndarray(slot.shape, slot.dtype, _packed(slot, match[slot.group]))
                 tensors.append(Tensor(slot.name, slot.datatype, array))
             identity = str(match[self._id_group], "utf-8") if self._id_group else ""
             content = InferContent(tensors, identity, self._parameters, self._outputs)
             return str(match[self._custom_id_group], "utf-8"), content
-        except (ValueError, TypeError, OverflowError, struct.error):
+        except _UNFIT:
             return None
+
+    def read_many(self, lines: bytes, start: int, *, most: int, limit_bytes: int) -> Many | None:
+        """`most` lines that follow each other from byte `start` on, or fewer that are the last.
+
+        None where one of them does not fit, or they have over `limit_bytes`, or say more than
+        their inputs.
+        """
+        if self._id_group or self._parameters or not self.length:
+            return None
+        find, match = lines.find, self._match
+        found: list[re.Match[bytes]] = []
+        end, size = start, len(lines)
+        while len(found) < most and end < size:
+            newline = find(b"\n", end)
+            if newline < 0:
+                newline = size
+            if newline - start > limit_bytes or (one := match(lines, end, newline)) is None:
+                return None
+            found.append(one)
+            end = newline + 1
+        try:
+            tensors = []
+            for slot in self._slots:
+                group = slot.group
+                data = b"".join([_packed(slot, one[group]) for one in found])
+                shape = (len(found) * self.length, *slot.shape[1:])
+                array: Array = np.ndarray(shape, slot.dtype, data)
+                tensors.append(Tensor(slot.name, slot.datatype, array))
+            group = self._custom_id_group
+            custom_ids = [str(one[group], "utf-8") for one in found]
+        except _UNFIT:
+            return None
+        content = InferContent(tensors, "", self._parameters, self._outputs)
+        return Many(custom_ids, content, end)
+
+
+def _packed(slot: _Slot, text: bytes) -> bytes:
+    """The elements of an input. Raises one of `_UNFIT`."""
+    if b"r" in text or b"a" in text:
+        raise ValueError("true and false would pass for numbers")
+    elements = orjson.loads(text)
+    count = slot.count
+    if len(elements) != count or (count == 1 and type(elements[0]) is list):
+        (elements,) = elements  # nested along a first axis of one
+        if slot.shape[0] != 1 or len(slot.shape) != 2 or len(elements) != count:  # noqa: PLR2004
+            raise ValueError("the elements are nested otherwise")
+    return slot.pack(*elements)
 
 
 def learn(

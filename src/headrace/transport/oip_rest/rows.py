@@ -16,8 +16,9 @@ Source: OpenAI, API reference, "The request input object" and "The request outpu
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +28,7 @@ import orjson
 from headrace.domain.errors import HeadraceError, InvalidRequest
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.tensors import InferContent
-from headrace.ports.rows import Row, RowHead
+from headrace.ports.rows import Block, Heads, Row, RowHead
 from headrace.transport.dialect import INTERNAL, sentence
 from headrace.transport.oip_rest.payload import RestPayload
 from headrace.transport.oip_rest.response import encode
@@ -37,12 +38,14 @@ from headrace.transport.status import STATUS
 _MAX_CUSTOM_ID: Final = 512  # characters
 _SHOWN: Final = 64  # characters of what a message repeats
 #: The order of keys in which nearly all files are written, ids without escapes.
+_URL: Final = rb'([^"\\\x00-\x1f]{1,4096})'
 _USUAL: Final = re.compile(
     rb'\s*\{\s*"custom_id":\s*"([^"\\\x00-\x1f]{1,512})",\s*"method":\s*"POST",\s*'
-    rb'"url":\s*"([^"\\\x00-\x1f]{1,4096})",\s*"body":\s*(\{.*\})\s*\}\s*',
+    rb'"url":\s*"' + _URL + rb'",\s*"body":\s*(\{.*\})\s*\}\s*',
     re.DOTALL,
 )
 _usual: Final = _USUAL.fullmatch
+_PLAIN: Final = re.compile(r'[^"\\\x00-\x1f]+')
 #: Errors of rows that were never asked about.
 _NEVER_ASKED: Final = frozenset({"batch_cancelled", "batch_expired", "chunk_dead"})
 _OUTPUT: Final = (
@@ -91,6 +94,26 @@ class OipRows:
                 pass  # told below
         return _look(line)[0]
 
+    def heads(self, text: bytes, url: str) -> Heads | None:
+        """See RowCodec.heads. Only lines in the usual form are looked at so."""
+        if (match := _usual_for(url)) is None:
+            return None
+        find = text.find
+        ids, ends = [], []
+        start = 0
+        while (newline := find(b"\n", start)) >= 0:
+            if (found := match(text, start, newline)) is None:
+                return None
+            ids.append(found[1])
+            start = newline + 1
+            ends.append(start)
+        try:
+            # at one go: no id holds a newline
+            custom_ids = str(b"\n".join(ids), "utf-8").split("\n")
+        except UnicodeDecodeError:
+            return None
+        return Heads(custom_ids if ids else [], ends)
+
     def row(self, line: bytes | memoryview, *, model: str, version: str) -> Row:
         """See RowCodec.row."""
         text = line if type(line) is bytes else bytes(line)
@@ -111,6 +134,20 @@ class OipRows:
         if self._lessons < _FUTILE:
             self._learn(text, body, head, content)
         return Row(head.custom_id, InferRequest(model, version, None, content))
+
+    def block(
+        self, lines: bytes, start: int, *, model: str, version: str, most: int, limit_bytes: int
+    ) -> Block | None:
+        """See RowCodec.block. Only lines that look like the last one are decoded so."""
+        if not self._layouts or not 0 < (length := self._layouts[0].length) <= most // 2:
+            return None
+        many = self._layouts[0].read_many(
+            lines, start, most=most // length, limit_bytes=limit_bytes
+        )
+        if many is None:
+            return None
+        request = InferRequest(model, version, None, many.content)
+        return Block(many.custom_ids, request, length, many.end)
 
     def output_line(self, row: Row, response: InferResponse, *, request_id: str) -> bytes:
         """See RowCodec.output_line. Numbers that JSON has no form for become null."""
@@ -193,6 +230,15 @@ class OipRows:
         if layout is not None:
             self._layouts.insert(0, layout)
             del self._layouts[_LAYOUTS_KEPT:]
+
+
+@functools.lru_cache(maxsize=256)
+def _usual_for(url: str) -> Callable[[bytes, int, int], re.Match[bytes] | None] | None:
+    """Matches lines in the usual form with this url; None where JSON would write it otherwise."""
+    if not _PLAIN.fullmatch(url):
+        return None
+    named = _USUAL.pattern.replace(_URL, re.escape(url.encode()))
+    return re.compile(named, re.DOTALL).fullmatch
 
 
 def _decoded(line: bytes) -> tuple[str, str, InferContent] | None:

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.domain.batch_requests import Again, NewJob
 from headrace.ports.idempotency import IdempotencyStore
 from headrace.transport.idempotent import once
-from headrace.transport.openai.objects import answer, batch_object, list_object
+from headrace.transport.openai.bodies import NewBatch, NewRetry
+from headrace.transport.openai.objects import answer, batch_object, batch_page
 from headrace.transport.openai.requests import call_of, decode, number_of, query_of, read_json
 from headrace.transport.openai.use_cases import Jobs
-
-
-class _ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    anchor: Literal["created_at"]
-    seconds: int
-
-
-class _NewBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body that creates a batch. What OpenAI does not have comes by `extra_body`."""
-
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: _ExpiresAfter | None = None
-    priority: int = 0
-    max_attempts: int | None = None
-
-
-class _Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    completion_window: str | None = None
-    metadata: dict[str, str] | None = None
-    priority: int | None = None
-    max_attempts: int | None = None
 
 
 class BatchesWire:
@@ -53,7 +27,7 @@ class BatchesWire:
         body = await read_json(request)
 
         async def handle(request: Request) -> Response:
-            wanted = decode(body, _NewBatch)
+            wanted = decode(body, NewBatch)
             expires = wanted.output_expires_after
             job = await self._jobs.create(
                 call_of(request),
@@ -79,9 +53,7 @@ class BatchesWire:
             limit=number_of(query, "limit"),
             after=query.get("after", ""),
         )
-        return answer(
-            list_object([batch_object(each) for each in page.items], has_more=page.has_more)
-        )
+        return answer(batch_page(page.items, has_more=page.has_more))
 
     async def get(self, request: Request) -> Response:
         """Read a batch."""
@@ -99,12 +71,13 @@ class BatchesWire:
         body = await read_json(request, may_be_absent=True)
 
         async def handle(request: Request) -> Response:
-            wanted = decode(body, _Retry)
+            wanted = decode(body, NewRetry)
             again = Again(
                 completion_window=wanted.completion_window,
                 metadata=wanted.metadata,
                 priority=wanted.priority,
                 max_attempts=wanted.max_attempts,
+                codes=None if wanted.codes is None else frozenset(wanted.codes),
             )
             job = await self._jobs.retry(call_of(request), _id(request), again)
             return answer(batch_object(job))

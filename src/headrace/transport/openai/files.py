@@ -16,7 +16,7 @@ from headrace.domain.files import File
 from headrace.domain.parameters import FileTooLarge, InvalidParam
 from headrace.transport.openai.errors import OPENAI
 from headrace.transport.openai.multipart import MAX_BESIDE_BYTES, Form
-from headrace.transport.openai.objects import answer, file_object, list_object
+from headrace.transport.openai.objects import FileDeletion, answer, file_object, file_page
 from headrace.transport.openai.requests import (
     call_of,
     choice_of,
@@ -72,9 +72,7 @@ class FilesWire:
             ascending=choice_of(query, "order", ("desc", "asc")) == "asc",
             purpose=query.get("purpose", ""),
         )
-        return answer(
-            list_object([file_object(each) for each in page.items], has_more=page.has_more)
-        )
+        return answer(file_page(page.items, has_more=page.has_more))
 
     async def get(self, request: Request) -> Response:
         """Read what is known of a file."""
@@ -86,7 +84,7 @@ class FilesWire:
         query_of(request)
         id_ = _id(request)
         await self._files.delete(call_of(request), id_)
-        return answer({"id": id_, "object": "file", "deleted": True})
+        return answer(FileDeletion(id=id_))
 
     async def content(self, request: Request) -> Response:
         """The bytes of a file, or with `presigned=true` where to read them without a token."""

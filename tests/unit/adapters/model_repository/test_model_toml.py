@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -338,3 +341,31 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_deep_nesting_is_refused() -> None:
     assert _refusal("a = " + "[" * 100_000)
+
+
+_AT_ONCE = """
+import sys
+import threading
+
+from headrace.adapters.model_repository.model_toml import apply
+from headrace.domain.models import ModelConfig
+
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+
+
+def read():
+    start.wait()
+    apply(ModelConfig("m"), '[parameters]\\na = "b"', labels=lambda _: ())
+
+
+threads = [threading.Thread(target=read) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_the_first_files_of_a_process_may_be_read_by_many_threads_at_once() -> None:
+    assert subprocess.run([sys.executable, "-c", _AT_ONCE], check=False).returncode == 0

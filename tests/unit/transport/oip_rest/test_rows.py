@@ -364,3 +364,104 @@ def test_a_message_that_quotes_half_a_character_is_written() -> None:
     line = OipRows().error_line("a", InvalidRequest("x \ud800"), request_id="r")
 
     assert json.loads(line)["error"]["message"] == "x \\ud800"
+
+
+# --- many lines at once --------------------------------------------------------------------------
+
+_LINES = st.one_of(
+    st.integers(0, 99).map(lambda n: a_line(custom_id=f"r{n}")),
+    st.integers(0, 99).map(lambda n: a_line(custom_id=f"é{n}", body={"inputs": []})),
+    st.sampled_from(
+        [
+            b"", b"  ", b"{}", b"no row", a_line() + b"\r", a_line(custom_id="a\nb"),
+            a_line(url="/v2/models/n/infer"), a_line(custom_id=""), a_line(method="GET"),
+            a_line(method=...), b"\xef\xbb\xbf" + a_line(), a_line()[:-1], a_line() + b"}",
+            a_line().replace(b'"a"', b'"\xff"'), a_line().replace(b": ", b":"),
+            a_line(custom_id="x" * 513), a_line(extra=1),
+        ]
+    ),
+)  # fmt: skip
+
+
+@given(lines=st.lists(_LINES, max_size=6), only_good=st.booleans())
+def test_lines_that_are_looked_at_together_are_what_each_of_them_is(
+    *, lines: list[bytes], only_good: bool
+) -> None:
+    codec = OipRows()
+    if only_good:
+        lines = [line for line in lines if not codec.head(line).problem]
+    found = codec.heads(b"".join(line + b"\n" for line in lines), URL)
+    if found is None:
+        return
+    heads = [codec.head(line) for line in lines]
+    assert not any(head.problem for head in heads)
+    assert all(head.url == URL for head in heads)
+    assert found.custom_ids == [head.custom_id for head in heads]
+    assert found.ends == [sum(len(one) + 1 for one in lines[: n + 1]) for n in range(len(lines))]
+
+
+def test_lines_in_the_usual_form_are_looked_at_together() -> None:
+    text = "".join(
+        json.dumps(document(custom_id=f"é{n}"), ensure_ascii=False) + "\n" for n in range(3)
+    ).encode()
+    found = OipRows().heads(text, URL)
+    assert found is not None
+    assert found.custom_ids == ["é0", "é1", "é2"]
+    assert OipRows().heads(b"", URL) is not None
+    assert OipRows().heads(text, URL + "x") is None
+    assert OipRows().heads(text, '/v2/models/"/infer') is None
+
+
+_BODIES = st.sampled_from(
+    [
+        [1, 2], [1.5, -2e3], [[3, 4]], [1], [1, 2, 3], [True, 2], [None, 1], ["1", 2], [1e400, 0],
+        [[1, 2], [3, 4]], [], {},
+    ]
+)  # fmt: skip
+
+
+@given(
+    bodies=st.lists(_BODIES, min_size=1, max_size=5), most=st.integers(2, 5), ended=st.booleans()
+)
+def test_lines_that_are_decoded_together_are_what_each_of_them_is(
+    *, bodies: list[Any], most: int, ended: bool
+) -> None:
+    codec = OipRows()
+    for n in range(2):  # from which it learns how they look
+        read(codec, a_line(custom_id=f"first{n}"))
+    lines = [
+        a_line(custom_id=f"r{n}", body={"inputs": [an_input(data)]})
+        for n, data in enumerate(bodies)
+    ]
+    text = b"\n".join(lines) + b"\n" * ended
+    block = codec.block(b"skipped\n" + text, 8, model="m", version="", most=most, limit_bytes=9999)
+    rows = [read(OipRows(), line) for line in lines[:most]]
+    if block is None:
+        assert any(row.problem is not None for row in rows) or [[3, 4]] in bodies
+        return
+    assert block.custom_ids == [row.custom_id for row in rows]
+    assert block.length == 1
+    assert block.end == 8 + sum(len(line) + 1 for line in lines[:most])
+    (together,) = block.request.content.inputs
+    apart = [content_of(row).inputs[0] for row in rows]
+    assert (together.name, together.datatype) == ("x", "FP32")
+    assert together.array.tolist() == [one.array[0].tolist() for one in apart]
+
+
+def test_lines_are_not_decoded_together_where_they_differ_or_are_too_many_bytes() -> None:
+    codec = OipRows()
+    lines = [a_line(custom_id=f"r{n}") for n in range(4)]
+    text = b"\n".join(lines)
+
+    def block(text: bytes, most: int = 64, limit_bytes: int = 9999) -> Any:
+        return codec.block(text, 0, model="m", version="", most=most, limit_bytes=limit_bytes)
+
+    assert block(text) is None  # nothing is known of them yet
+    read(codec, lines[0])
+    assert block(text) is not None
+    assert block(text, most=1) is None
+    assert block(text, limit_bytes=2 * len(lines[0])) is None
+    assert block(text + b"\n\n" + lines[0]) is None
+    with_id = a_line(body={"inputs": [an_input([1, 2])], "id": "mine"})
+    read(codec, with_id)
+    assert block(b"\n".join([with_id] * 3)) is None  # each answer is to repeat its own

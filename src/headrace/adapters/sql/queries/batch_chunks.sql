@@ -10,14 +10,14 @@ WHERE job = :job AND number = :number AND state IN ('waiting', 'queued')
 RETURNING *;
 
 -- name: renew_batch_chunk
+-- Of a job that is being ended too, whose worker still has the rows that it began; the answer tells.
 UPDATE batch_chunks SET until_us = now_us() + :lease_us
 WHERE job = :job AND number = :number AND state = 'running'
     AND holder = :holder AND attempt = :attempt
-    AND EXISTS (
-        SELECT 1 FROM batch_jobs
-        WHERE batch_jobs.id = :job AND batch_jobs.state = 'in_progress' AND ending = 'completed'
-    )
-RETURNING number;
+RETURNING (
+    SELECT COUNT(*) FROM batch_jobs
+    WHERE batch_jobs.id = :job AND batch_jobs.state = 'in_progress' AND ending = 'completed'
+);
 
 -- name: close_batch_chunk
 -- Of a job: one of its chunks has its outcome. The job is locked from here on.
