@@ -295,7 +295,7 @@ _REFUSED: Final[dict[str, tuple[str, list[tuple[str, int | None]]]]] = {
     "no object": (_GOOD + "[1, 2]\n", [("invalid_json_line", 2)]),
     "no custom_id": (
         _GOOD + "\n" + row("b", 2).replace('"custom_id": "b", ', ""),
-        [("missing_custom_id", 3)],
+        [("missing_required_parameter", 3)],
     ),
     "a custom_id that is none": (_GOOD + row("b", 2, custom_id=7), [("invalid_value", 2)]),
     "the same custom_id": (
@@ -749,7 +749,7 @@ def _run_at_endpoints(user: User) -> None:
     (hanging,) = found["hanging"].failures.values()
     assert timed_out.status == hanging.status == 504
     (garbage,) = found["garbage"].failures.values()
-    assert garbage[:2] == (502, "invalid_response")
+    assert garbage[:2] == (502, "endpoint_failed")  # an invalid response, whose sense nobody knows
 
 
 # --- a process that ends --------------------------------------------------------------------------

@@ -24,6 +24,8 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def exchanging(serve: Serve, timeout_s: float = 10.0) -> AsyncIterator[StreamedExchange]:
     """An exchange with a server that does `serve` with its one connection."""
 
+    under_way = 0
+
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal under_way
         under_way += 1
@@ -35,7 +37,6 @@ async def exchanging(serve: Serve, timeout_s: float = 10.0) -> AsyncIterator[Str
             await writer.wait_closed()
         under_way -= 1
 
-    under_way = 0
     server = await asyncio.start_server(served, "127.0.0.1", 0)
     site = Site("127.0.0.1", server.sockets[0].getsockname()[1], ip_address("127.0.0.1"))
     exchange = StreamedExchange(

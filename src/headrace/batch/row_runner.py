@@ -375,11 +375,16 @@ class _ChunkRun:
         several = len(batch.rows) > 1
         if isinstance(error, _BLAMES) and several:
             return self._halves(work)
+        broke = isinstance(error, EndpointFailed) and error.sent
+        if broke and several:
+            # one row may be to blame, where a server fails for it: that is no attempt of the others
+            await self._pause(self._runner.wait_s(1, error))
+            return self._halves(work)
         timed_out = isinstance(error, DeadlineExceeded)
         if not error.retryable and not timed_out:
             self._fail_all(batch, error, request_id)
             return []
-        may_have_run = timed_out or (isinstance(error, EndpointFailed) and error.sent)
+        may_have_run = timed_out or broke
         now = self._runner.clock()
         if may_have_run:
             work.attempts += 1

@@ -13,7 +13,7 @@ from tests.support.simulation.world import World
 
 #: Seconds of silence after which a member of the group is taken for dead.
 SESSION_S: Final = 6.0
-#: Seconds within which news that a worker has no use for is acknowledged.
+#: Seconds within which a message is acknowledged, beside those that its rows take.
 _PROMPT_S: Final = 3.0
 
 
@@ -87,7 +87,7 @@ class Broker:
     def forgotten(self) -> list[BrokerDelivery]:
         """What somebody who lives has taken long ago, and neither does nor acknowledges."""
         since = max(self._world.disturbed_s, self._world.scenario.faults_s)
-        long_ago = self._world.loop.time() - _PROMPT_S
+        long_ago = self._world.loop.time() - _PROMPT_S - self._world.scenario.model_s
         return [
             each
             for each in self.out

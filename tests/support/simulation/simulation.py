@@ -165,6 +165,7 @@ class Simulation:
         while True:
             await asyncio.sleep(_LOOK_S)
             now = world.loop.time()
+            watch.at_times()
             begun = len(watch.jobs) >= len(scenario.jobs)
             if begun and now > 1.5 and not watch.open:
                 return

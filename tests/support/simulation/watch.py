@@ -62,6 +62,7 @@ class Watch:
         self._holders: dict[ChunkRef | str, str] = {}  # of chunks, and of jobs
         self._orphans: dict[ChunkRef | str, float] = {}  # since when
         self._deaths = 0
+        self._parts: dict[str, bytes] = {}  # by key, as they were written first
         self._attempts: dict[ChunkRef | str, int] = {}  # the last ones
         self.ended_s = 0.0  # when the last one did
         self._completed: set[ChunkRef] = set()
@@ -150,6 +151,7 @@ class Watch:
     def _after_claim_chunk(self, args: tuple[Any, ...], claimed: Any, by: str) -> None:
         if claimed is not None:
             self._require(args[0] not in self._completed, f"{args[0]} is worked on again")
+            self._require(args[0] not in self._holders, f"two work on {args[0]}")
             self._attempts[args[0]] = claimed.claim.attempt
             self._taken_over(args[0], by)
 
@@ -187,6 +189,12 @@ class Watch:
     def _after_expire_jobs(self, _: tuple[Any, ...], jobs: Any, __: str) -> None:
         for job in jobs:
             self.look(job.id)
+
+    def _after_put(self, args: tuple[Any, ...], _: Any, __: str) -> None:
+        """Parts are written once: what was told of them stays true."""
+        (key,) = args
+        now = self._world.objects.objects[key]
+        self._require(self._parts.setdefault(key, now) == now, f"{key} has changed")
 
     def _after_join(self, args: tuple[Any, ...], _: Any, __: str) -> None:
         self._files_stay(args[0])
@@ -368,6 +376,17 @@ class Watch:
                 self._require(objects.get(name) == text, f"{name} of {seen.id} has changed")
             self._require_times(seen.job)
         self._require_no_garbage()
+
+    def at_times(self) -> None:
+        """What goes wrong by nothing being done: a window that is over ends its job."""
+        world = self._world
+        for seen in self.open:
+            job = seen.job
+            if job.state in {"validating", "in_progress"} and job.ending == "completed":
+                over_s = job.expires_at - world.now() + world.loop.time()
+                since = max(over_s, world.disturbed_s, world.scenario.faults_s)
+                late = world.loop.time() - since - world.scenario.look_s
+                self._require(late <= TAKEN_OVER_S, f"{job.id} has not expired {late} s later")
 
     def garbage(self) -> list[str]:
         """What was written on the way to an end."""

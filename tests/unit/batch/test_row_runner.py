@@ -347,6 +347,15 @@ async def test_a_poisoned_row_among_64_fails_alone(error: HeadraceError) -> None
     assert bench.slept == []
 
 
+async def test_a_row_for_which_a_server_fails_costs_the_others_no_attempt() -> None:
+    bench = Bench(retry_base_s=0)
+    bench.model.fails = poisoned(13, EndpointFailed("500"))
+
+    assert await bench.run(some_rows(64), max_attempts=2) == RowsRun(63, 1)
+    assert bench.failures == [("row-13", "endpoint_failed")]
+    assert bench.model.lengths.count(1) == 3  # its neighbour, and it twice
+
+
 async def test_what_no_row_is_to_blame_for_is_not_asked_again() -> None:
     bench = Bench()
     bench.model.fails = raising(UnknownModel("no such model"))
