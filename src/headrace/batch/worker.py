@@ -19,7 +19,7 @@ from headrace.batch.parts import PartWriter
 from headrace.batch.row_runner import RowJob, RowRunner
 from headrace.batch.settings import BatchSettings
 from headrace.domain.calls import Principal
-from headrace.domain.chunks import ChunkResult, Span
+from headrace.domain.chunks import ChunkRef, ChunkResult, Span
 from headrace.domain.errors import (
     BatchInconsistent,
     HeadraceError,
@@ -125,7 +125,7 @@ class Worker:
             self._metrics.dead_letters.value += 1
             delivery.done()
             return
-        claimed = await self._store.claim_chunk(message.ref, self._holder, self._settings.lease_s)
+        claimed = await self._claimed(message.ref)
         if claimed is None:
             self._metrics.duplicates.value += 1
         else:
@@ -133,6 +133,19 @@ class Worker:
                 await self._work(claimed, lease)
         delivery.done()  # after the store knows: what is lost in between is delivered again
         self._changed()
+
+    async def _claimed(self, ref: ChunkRef) -> ClaimedChunk | None:
+        """Claim a chunk. Cancelled meanwhile, it hands back what it may have been given."""
+        claiming = asyncio.ensure_future(
+            self._store.claim_chunk(ref, self._holder, self._settings.lease_s)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(HeadraceError):
+                if (claimed := await claiming) is not None:
+                    await self._hand_back(claimed)
+            raise
 
     async def _work(self, claimed: ClaimedChunk, lease: Lease) -> None:
         """Bring a chunk to its end, or hand it back."""

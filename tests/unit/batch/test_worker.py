@@ -543,6 +543,27 @@ async def test_a_worker_that_is_cancelled_while_it_commits_leaves_nothing_behind
     assert await _state(core, job) == ("waiting", 0)
 
 
+async def test_a_worker_that_is_cancelled_while_it_claims_leaves_nothing_behind() -> None:
+    core = Core()
+    job = await core.planned(some_rows(2))
+    claimed, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str) -> None:
+        if name == "claim_chunk":
+            claimed.set()
+            await answer.wait()
+
+    core.store.after_gate = slow
+    await _published(core, job)
+    running = await _running(core)
+    await claimed.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    answer.set()
+    await _ends(running)
+    assert await _state(core, job) == ("waiting", 0)
+
+
 async def test_it_goes_on_after_a_queue_that_did_not_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

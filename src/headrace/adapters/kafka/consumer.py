@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +24,16 @@ _POLL_S: Final = 0.1  # a message ends the wait; how late the rest is seen
 _POLL_FULL_S: Final = 0.01  # the end of a message in hand does not end the wait
 _HEARTBEAT_MS: Final = 1000
 _LAG_EVERY_S: Final = 1.0
+_SESSIONS_FAILING: Final = 2  # session timeouts in which no commit was taken
+_SESSIONS_IDLE: Final = 6  # session timeouts without a partition
+_IDLE_S: Final = 30.0
 _LOOK_S: Final = 5.0  # for the topics; whoever closes meanwhile waits for it
 
 _Name: TypeAlias = tuple[str, int]
+
+
+class _StandsStill(Exception):
+    """The group has long taken no part of this member's: a new consumer joins anew."""
 
 
 class Counts(Protocol):
@@ -75,6 +83,8 @@ class Member:
         self._paused = False
         self._commit_at = 0.0
         self._lag_at = 0.0
+        self._failing_since = math.inf  # since when no commit was taken
+        self._idle_since = math.inf  # since when there is no partition for this member
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-consumer", daemon=True)
 
@@ -100,6 +110,8 @@ class Member:
                 self._take_part()
             except KafkaException as error:
                 self._log.log(logging.WARNING, "%s", reason(error))
+            except _StandsStill as error:
+                _logger.warning("%s: this process joins the group anew", error)
             except Exception:  # the root of a thread
                 _logger.exception("Kafka's consumer failed")
             self._closing.wait(self._settings.retry_s)
@@ -110,6 +122,7 @@ class Member:
         consumer = Consumer(self._options(), logger=self._log)
         self._consumer = consumer
         self._paused = False
+        self._failing_since, self._idle_since = math.inf, self._clock()
         try:
             consumer.subscribe(
                 [self._topic],
@@ -124,6 +137,7 @@ class Member:
                     self._take(record)
                 self._commit()
                 self._measure()
+                self._check_standing()
         finally:
             # commits what is done by way of `_revoked`, and leaves
             consumer.close()
@@ -201,8 +215,10 @@ class Member:
         failed = [offset for offset in offsets if error is not None or offset.error is not None]
         if not failed:
             self._counts.commits += 1
+            self._failing_since = math.inf
             return
         self._counts.commit_failures += 1
+        self._failing_since = min(self._failing_since, self._clock())
         why = error or failed[0].error
         self._log.log(logging.WARNING, "offsets were not committed: %s", why and reason(why))
         for offset in failed:
@@ -220,6 +236,18 @@ class Member:
             if offset is not None and offset != partition.sent:
                 found.append(TopicPartition(*name, offset))
         return found
+
+    def _check_standing(self) -> None:
+        """Notice a member that the group has forgotten, which librdkafka does not always."""
+        now = self._clock()
+        session_s = self._settings.session_timeout_s
+        if self._mine:
+            self._idle_since = now
+        if now - self._failing_since > _SESSIONS_FAILING * session_s:
+            raise _StandsStill("no offsets could be committed for long")
+        # also where there are more members than partitions: to join anew costs them little
+        if now - self._idle_since > max(_SESSIONS_IDLE * session_s, _IDLE_S):
+            raise _StandsStill("there was no partition for this process for long")
 
     # --- partitions, by the group's leader -------------------------------------------------------
 
