@@ -66,7 +66,7 @@ NOTES: Final = (
     (
         "Remote pass-through is measured by `make bench-proxy` (docs/proxies.md); gRPC, and what "
         "the platform adds to a Triton, by `make bench-triton` (a part of this page); budgets of "
-        "several processes and offline batches are not measured here."
+        "several processes are not measured here; offline batches are by `make bench-batch`."
     ),
     (
         "The calibration is the processor time of one `await asyncio.create_task(nop())` on "
