@@ -670,7 +670,8 @@ def _alike(count: int) -> list[bytes]:
     bad=st.sets(st.integers(0, 59), max_size=4),
     blank=st.sets(st.integers(0, 59), max_size=4),
     refused=st.sets(st.integers(0, 59), max_size=3),
-    error=st.sampled_from([ModelFailed("no"), QueueFull("full"), UnknownModel("none")]),
+    # what no row is to blame for fails all that it is asked with, and these may be others
+    error=st.sampled_from([ModelFailed("no"), QueueFull("full")]),
     turn_bytes=st.sampled_from([300, 2000, 100_000]),
 )
 async def test_rows_are_told_the_same_whether_or_not_they_are_decoded_together(

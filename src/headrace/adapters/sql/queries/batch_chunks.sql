@@ -10,7 +10,7 @@ WHERE job = :job AND number = :number AND state IN ('waiting', 'queued')
 RETURNING *;
 
 -- name: renew_batch_chunk
--- Of a job that is being ended too, whose worker still has the rows that it began; the answer tells.
+-- Of a job that is being ended too, whose worker still has the rows that it began: the answer tells.
 UPDATE batch_chunks SET until_us = now_us() + :lease_us
 WHERE job = :job AND number = :number AND state = 'running'
     AND holder = :holder AND attempt = :attempt
