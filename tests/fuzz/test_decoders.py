@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.decoders import check
 from tests.support.cases import CORPUS, cases
+from tests.support.own_memory import APART
 
 ROOT: Final = CORPUS.parent.parent
 RUNS: Final = 150_000
@@ -187,7 +188,7 @@ def test_coverage_finds_no_crash_and_no_leak(tmp_path: Path) -> None:
         (seeds / f"{number}").write_bytes(text)
 
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.fuzz_decoders", f"-runs={RUNS}", "-seed=1",
+        [*APART, sys.executable, "-m", "tests.fuzz.fuzz_decoders", f"-runs={RUNS}", "-seed=1",
          f"-max_total_time={MOST_S}", "-max_len=2048", "-timeout=5", "-rss_limit_mb=1024",
          f"-artifact_prefix={found}/", str(new), str(seeds), str(CORPUS / "crashes")],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,

@@ -19,6 +19,7 @@ from headrace.adapters.artifacts.settings import S3Artifacts
 from headrace.domain.errors import AlreadyExists, PayloadTooLarge, StoreUnavailable
 from tests.support import s3
 from tests.support.archives import stream
+from tests.support.own_memory import APART
 from tests.support.s3_proxy import Proxy, proxying
 from tests.support.tcp_proxy import PASS, Drip, Refuse, Reset, tcp_proxy
 from tests.support.waiting import until
@@ -225,7 +226,7 @@ async def test_a_reader_is_told_that_the_object_was_replaced(
 # --- memory, and a disk that is full -------------------------------------------------------------
 
 _WORK: Final = """\
-import asyncio, json, resource, signal, sys
+import asyncio, json, os, resource, signal, sys
 from pathlib import Path
 
 import msgspec
@@ -272,14 +273,18 @@ async def main():
     print(json.dumps([*await work(400), peak() - before]))
 
 asyncio.run(main())
+# what obstore's threads let go of later needs an interpreter that is still there
+sys.stdout.flush()
+os._exit(0)
 """
 
 
 def _work(chosen: dict[str, Any], data_dir: Path, *, limit: int = 0) -> Any:
     done = subprocess.run(
-        [sys.executable, "-c", _WORK, json.dumps(chosen), str(data_dir), str(limit)],
-        check=True, capture_output=True, text=True, timeout=100,
+        [*APART, sys.executable, "-c", _WORK, json.dumps(chosen), str(data_dir), str(limit)],
+        check=False, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"
     return json.loads(done.stdout)
 
 

@@ -25,6 +25,7 @@ from headrace.domain.errors import (
     EndpointTimeout,
     HeadraceError,
     InvalidRequest,
+    ModelLoadFailed,
     QueueTimeout,
     UnknownModel,
     Unsupported,
@@ -184,7 +185,7 @@ async def test_what_is_not_there_is_unknown_to_every_call(client: Client) -> Non
             assert type(await refused(ask(model, version, soon()))) is UnknownModel
         assert await client.unready(model, version, soon())
     error = await refused(models(client).load("nope", soon()))
-    assert type(error) is InvalidRequest
+    assert type(error) is ModelLoadFailed
     assert error.message == "failed to load 'nope', failed to poll from model repository"
     assert await client.unready("", "", soon()) == ""
     assert await client.unready("identity", "1", soon()) == ""
@@ -434,7 +435,8 @@ def numbers(count: int, *, delay_ms: int = 0, fail_after: int = -1) -> InferRequ
 async def test_a_decoupled_model_answers_as_often_as_it_likes(grpc_client: Client) -> None:
     for count in (0, 1, 5):
         assert await read(grpc_client, numbers(count)) == [
-            (False, {"index": [index]}) for index in range(count)
+            *((False, {"index": [index]}) for index in range(count)),
+            (True, {}),  # asked for, so that no answer at all can be told from none that came
         ]
 
 
@@ -591,7 +593,7 @@ async def test_grpc_shows_and_checks_certificates(tmp_path: Path) -> None:
             request = asked("identity", x=floats())
             if answered:
                 assert outputs(await client.infer(request, call())) == {"y": [[0.0, 1.0]]}
-                assert len(await read(client, numbers(3))) == 3
+                assert len(await read(client, numbers(3))) == 3 + 1
             else:
                 error = await refused(client.infer(request, call(5.0)))
                 assert isinstance(error, EndpointFailed)

@@ -25,7 +25,7 @@ from tests.conformance.registry_store.conftest import OpenStore
 from tests.support.postgres import Postgres
 
 _KNOWN = list(migrations.migrations())
-_NAMES = ["1 registry", "2 idempotency"]
+_NAMES = ["1 registry", "2 idempotency", "3 batch"]
 _NEXT = Migration(
     len(_KNOWN) + 1, "more", "CREATE TABLE more (n INTEGER);\nINSERT INTO more VALUES (1);\n"
 )
@@ -157,7 +157,9 @@ async def test_a_database_of_the_first_release_keeps_what_is_in_it(
     assert await opening.pending(empty, data_dir=tmp_path) == _NAMES[1:]
     assert await opening.pending(empty, data_dir=tmp_path) == _NAMES[1:]  # it changed nothing
     if isinstance(empty, PostgresSettings):
-        with pytest.raises(InvalidSettings, match=r"lacks migration 2 \(idempotency\)"):
+        with pytest.raises(
+            InvalidSettings, match=r"lacks migration 2 \(idempotency\), 3 \(batch\)"
+        ):
             await opening.open_store(empty, data_dir=tmp_path, now=lambda: samples.START)
     store = await _open(empty, tmp_path)
     assert await opening.pending(empty, data_dir=tmp_path) == []
@@ -186,7 +188,7 @@ def test_the_command_tells_what_a_database_of_the_first_release_lacks(
 
     asyncio.run(first_release())
     assert not command.run(empty, data_dir=tmp_path, check=True, say=said.append)
-    assert said == ["pending: 2 idempotency"]
+    assert said == [f"pending: {name}" for name in _NAMES[1:]]
 
 
 async def test_sqlite_is_migrated_by_itself(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, Sto
 from headrace.domain.calls import Principal
 from headrace.domain.catalog import Artifact, Format
 from headrace.domain.errors import Unauthenticated
+from headrace.domain.names import is_name
 from headrace.domain.scopes import EVERYTHING
 from headrace.transport.idempotent import HEADER
 from headrace.transport.management.application import operations
@@ -178,10 +179,14 @@ def _possible_endpoint(body: dict[str, Any], *, changes: bool) -> None:
         for name in together & body.keys():
             del body[name]
         return
+    if body.get("protocol") != "openai" and isinstance(body.get("models"), list):
+        body["models"] = [model for model in body["models"] if is_name(model)]
     if body.get("protocol") == "in-process":
         body |= {"url": "", "tls": "", "grpc_url": ""}
     elif body.get("protocol") == "oip-grpc":
         body |= {"url": "grpcs://10.0.0.1:8001", "grpc_url": ""}
+    elif body.get("protocol") == "openai":
+        body |= {"url": "https://10.0.0.1:8000/v1", "grpc_url": ""}
     else:
         body["url"] = "https://10.0.0.1:8000/prefix"
         body["grpc_url"] = "grpcs://10.0.0.1:8001" if body.get("grpc_url") else ""

@@ -75,6 +75,7 @@ class Version:
             queue_limit=queue_limit,
             loop=self.clock.loop,
             metrics=OrchestratorMetrics(Metrics(version="test")).version("m", "3"),
+            clock=self.clock.time,
         )
 
     def stream(self, value: float, *, outputs: Any = None, id: str = "", **call: Any) -> Responses:

@@ -30,7 +30,10 @@ _BLANKS: Final = b" \t\r\n"
 _COMMA, _QUOTE, _BRACE = b',"{'
 _EMPTY: Final = b"[]," + _BLANKS  # all that a list without elements is made of
 _MESSAGE: Final = "the endpoint's answer is not well-formed"
-_NO_NUMBERS: Final = (b"NaN", b"Infinity")
+_UNWRITABLE: Final = (
+    "the answer holds NaN or infinity, for which JSON has no form: ask for binary outputs"
+)
+_NO_NUMBERS: Final = (b"NaN", b"-Infinity", b"Infinity")
 
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -141,10 +144,26 @@ def _looked(text: bytes | memoryview) -> _Look:
     try:
         return _look(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        hint = ""
-        if any(literal in bytes(text) for literal in _NO_NUMBERS):  # as many servers write them
-            hint = "; if these are NaN or infinity: JSON has no form for them, binary outputs have"
-        _refuse(f"{error}{hint}", error)
+        if _is_unwritable(bytes(text)):
+            raise InvalidRequest(_UNWRITABLE) from error
+        _refuse(str(error), error)
+
+
+def _is_unwritable(text: bytes) -> bool:
+    """Whether nothing is wrong but that there are literals for NaN or infinity.
+
+    Many servers write them where a client's input made a model compute such: no fault of theirs.
+    """
+    without = text
+    for literal in _NO_NUMBERS:
+        without = without.replace(literal, b"null")
+    if without == text:
+        return False
+    try:
+        _look(without)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _check_data(output: _Output, data: msgspec.Raw) -> None:
