@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import openai
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from openai.types import Batch
 
 from tests.support.batch_platform import (
@@ -89,6 +89,16 @@ def ann(platform: Platform) -> User:
 # --- Kafka, looked at from outside ----------------------------------------------------------------
 
 
+#: What a broker says of a group while it finds out about it.
+_NOT_YET: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+
+
 class Topics:
     """The topics of the cluster, as an operator looks at them."""
 
@@ -115,7 +125,12 @@ class Topics:
 
         admin = AdminClient({"bootstrap.servers": self._bootstrap})
         described = admin.describe_consumer_groups([_TOPIC], request_timeout=_ANSWER_S)
-        return len(described[_TOPIC].result().members)
+        try:
+            return len(described[_TOPIC].result().members)
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_YET:
+                raise
+            return 0
 
     def send(self, *raws: bytes) -> None:
         """Write records into the topic of chunks, as some other program might."""
