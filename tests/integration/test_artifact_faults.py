@@ -377,7 +377,7 @@ def test_memory_does_not_grow_with_the_artifact(
     )  # fmt: skip
     size, taken, made = json.loads(done.stdout)
     assert size == 200 * 1024**2
-    assert max(taken, made) < 96 * 1024**2
+    assert max(taken, made) < 48 * 1024**2
 
 
 async def test_a_slow_client_does_not_hold_up_others(tmp_path: Path) -> None:

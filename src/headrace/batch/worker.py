@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 from headrace.batch.chunk_leases import ChunkLeases, Lease
@@ -43,6 +44,16 @@ _PASSING: Final = (StoreUnavailable, StorageFull)
 NewRunner: TypeAlias = Callable[[Job], Awaitable[RowRunner]]
 
 
+def _has_failed(delivery: Delivery) -> bool:
+    """Whether a message is about a chunk that working on has failed before."""
+    return delivery.message is not None and delivery.message.failures > 0
+
+
+def _leave(room: asyncio.Semaphore, places: int, _: object) -> None:
+    for _place in range(places):
+        room.release()
+
+
 class Worker:
     """Takes messages and works on their chunks, a few at a time. `holder` names this process."""
 
@@ -74,14 +85,21 @@ class Worker:
         self._clock = clock
 
     async def run(self) -> None:
-        """Work for ever. Cancelled, it hands back what it has not finished."""
-        room = asyncio.Semaphore(self._settings.chunks_in_hand)
+        """Work for ever. Cancelled, it hands back what it has not finished.
+
+        A chunk that has failed is worked on alone: should it end the process, no other has failed.
+        """
+        places = self._settings.chunks_in_hand
+        room = asyncio.Semaphore(places)
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await room.acquire()
                 delivery = await self._next()
+                taken = places if _has_failed(delivery) else 1
+                for _ in range(taken - 1):
+                    await room.acquire()
                 tasks.create_task(self._see_to(delivery)).add_done_callback(
-                    lambda _: room.release()
+                    partial(_leave, room, taken)
                 )
 
     async def _next(self) -> Delivery:
@@ -128,6 +146,9 @@ class Worker:
         claimed = await self._claimed(message.ref)
         if claimed is None:
             self._metrics.duplicates.value += 1
+        elif claimed.chunk.failures and not message.failures:
+            # an old message, come again: it failed since, and there may be others beside it here
+            await self._hand_back(claimed)
         else:
             async with self._leases.kept(claimed.claim) as lease:
                 await self._work(claimed, lease)

@@ -51,6 +51,15 @@ def as_many_in_hand(queue: KafkaQueue, count: int) -> bool:
     return queue.in_hand == count
 
 
+async def arrives(queue: KafkaQueue, message: Message) -> bool:
+    """Whether it could be published; on a new cluster that takes longer than some queues wait."""
+    try:
+        await queue.publish([message])
+    except StoreUnavailable:
+        return False
+    return True
+
+
 def so_far(cluster: Cluster, offset: int) -> bool:
     return cluster.committed() == [offset]
 
@@ -405,7 +414,7 @@ async def test_publishing_fails_in_time_while_brokers_are_away_and_works_when_th
 ) -> None:
     queue = cluster.queue(publish_timeout_s=1.0)
     patient = cluster.queue(publish_timeout_s=30.0)
-    await queue.publish(messages(0))
+    await until(lambda: arrives(queue, *messages(0)), timeout_s=_PATIENCE_S)
     (held,) = await take(queue, 1)
     await crash(cluster.server)
     try:
@@ -452,7 +461,7 @@ async def test_a_process_that_starts_while_brokers_are_away_takes_part_when_they
 async def test_closing_ends_in_time_while_brokers_are_away(mock: MockKafka) -> None:
     cluster = Cluster(mock, partitions=4)
     queue = cluster.queue(publish_timeout_s=1.0)
-    await queue.publish(messages(1))
+    await until(lambda: arrives(queue, *messages(1)), timeout_s=_PATIENCE_S)
     (delivery,) = await take(queue, 1)
     mock.down()
     delivery.done()

@@ -20,7 +20,7 @@ from headrace.domain.errors import (
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.jobs import Job
 from headrace.domain.tensors import Tensor
-from headrace.ports.job_queue import DeadLetter, Message
+from headrace.ports.job_queue import DeadLetter, Delivery, Message
 from tests.support import job_makers
 from tests.support.batch_core import (
     Core,
@@ -510,6 +510,56 @@ async def test_a_worker_has_no_more_chunks_in_hand_than_it_may() -> None:
     await until(is_done)
     assert len(core.model.asked) == 6
     await _ends(running)
+
+
+async def test_a_chunk_that_has_failed_is_worked_on_alone() -> None:
+    core = Core(chunk_rows=1, chunks_in_hand=3)
+    core.model.gate = asyncio.Event()
+    job = await core.planned(some_rows(5))
+    fresh = [Message(ref=ChunkRef(job.id, n)) for n in range(5)]
+    failed = Message(ref=fresh[2].ref, failures=1)
+    waiting = [*fresh[:2], failed, *fresh[3:]]
+    taken = core.queue.take
+
+    async def in_order() -> Delivery:
+        if waiting:
+            await core.queue.publish([waiting.pop(0)])
+        return await taken()
+
+    core.queue.take = in_order  # type: ignore[method-assign]
+    running = await _running(core)
+    await until(lambda: len(core.model.asked) == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert [await _state(core, job, n) for n in range(3)] == [
+        ("running", 0),
+        ("running", 0),
+        ("waiting", 0),
+    ]
+    core.model.gate.set()
+    core.model.gate = asyncio.Event()
+    await until(lambda: len(core.model.asked) == 3)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert [(await _state(core, job, n))[0] for n in range(5)] == [
+        *["done"] * 2, "running", *["waiting"] * 2
+    ]  # fmt: skip
+    core.model.gate.set()
+    await until(lambda: len(core.model.asked) == 5)
+    await _ends(running)
+
+
+async def test_a_message_from_before_a_chunk_failed_does_not_put_it_beside_others() -> None:
+    core = Core()
+    job = await core.planned(some_rows(2))
+    core.objects.objects[job.input_key] = b""
+    await core.work(job)
+    core.now += 10.0
+    old = core.delivered(job)
+    await core.worker.see_to(old)
+    (chunk,) = await core.chunks(job)
+    assert (chunk.state, chunk.failures, chunk.attempt) == ("waiting", 1, 2)
+    assert old.acknowledged == 1
 
 
 async def test_a_cancelled_worker_hands_back_what_it_has_not_finished() -> None:

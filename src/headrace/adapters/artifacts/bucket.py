@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # obstore has it in its stubs only
 
 #: What is there already is sent again once it is older, so that the collector sees it is wanted.
 _RENEWED_AFTER_S: Final = 600.0
+#: Handed to the upload, which gathers them into its parts: a few are in memory beside those.
+_PIECE_BYTES: Final = 1024**2
 _SHOWN: Final = 200
 _STORE: Final = "store the artifact"
 _READ: Final = "read the artifact"
@@ -50,7 +52,7 @@ class Bucket:
             return
         if size > PART_BYTES:
             with await on_thread(file.open, "rb", buffering=0) as opened:
-                await self._s3.upload(key, _parts(opened), what=_STORE)
+                await self._s3.upload(key, _pieces(opened), what=_STORE)
             return
         data = await on_thread(file.read_bytes)
         # another may be quicker, with the same bytes; but what is damaged or old is put anew
@@ -113,6 +115,6 @@ class Bucket:
         return sorted(filter(objects.is_digest, found))
 
 
-async def _parts(file: FileIO) -> AsyncIterator[bytes]:
-    while part := await on_thread(file.read, PART_BYTES):
-        yield part
+async def _pieces(file: FileIO) -> AsyncIterator[bytes]:
+    while piece := await on_thread(file.read, _PIECE_BYTES):
+        yield piece

@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # obstore has it in its stubs only
 
 T = TypeVar("T")
 
-#: Of a multipart upload and of a ranged read: what is in memory, times the parts under way.
+#: Of a multipart upload; as many of them are in memory as are under way, and one being filled.
 PART_BYTES: Final = 8 * 1024**2
+#: Of a ranged read; the caller holds one while the next is fetched, twice for a moment.
+_RANGE_BYTES: Final = 4 * 1024**2
 _PARTS: Final = 2
 #: Seconds that an upload given up may take to remove its parts; else the bucket's own rule must.
 _TAKE_BACK_S: Final = 5.0
@@ -62,7 +64,7 @@ class S3:
         etag: str | None = None
         with translated(what, key):
             while end is None or start < end:
-                stop = start + PART_BYTES if end is None else min(start + PART_BYTES, end)
+                stop = start + _RANGE_BYTES if end is None else min(start + _RANGE_BYTES, end)
                 try:
                     data, found = await self.in_time(self._range(key, start, stop, etag))
                 except GenericError as error:
