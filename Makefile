@@ -43,8 +43,8 @@ demo: setup  ## Start the platform with a small model and send it requests
 test: lint triton kafka  ## Run every check: lint, format, types, imports, then the tests (PYTEST_ARGS=... passes options)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
-simulate: setup  ## Run a million schedules of batch jobs in simulated time (SEED=n replays one)
-	FULL=1 $(BIN)/python -m pytest --numprocesses auto --dist load tests/simulation $(PYTEST_ARGS)
+simulate: setup  ## Run a million schedules of batch jobs in simulated time (SEED=n shows one)
+	$(BIN)/python -m tests.support.simulation $(if $(SEED),--seed $(SEED),--seeds 1000000) $(SIMULATE_ARGS)
 
 lint: setup  ## Run the static checks only
 	$(BIN)/ruff check $(CODE)

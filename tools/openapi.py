@@ -1,4 +1,4 @@
-"""Writes `docs/openapi.json`: the management API, and OpenAI's files and batches.
+"""Writes `docs/openapi.json`: the management API, and OpenAI's.
 
 python -m tools.openapi            write it
 python -m tools.openapi --check    exit with 1 where it is not up to date

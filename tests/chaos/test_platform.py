@@ -7,7 +7,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,6 +18,7 @@ from openai.types import Batch
 from tests.support.chaos.platform import Platform
 from tests.support.chaos.shapes import URL, Shape
 from tests.support.chaos.verdict import Job, check_job
+from tests.support.process import eventually
 from tests.support.valkey import valkey
 
 T = TypeVar("T")
@@ -45,20 +45,25 @@ def client_of(platform: Platform) -> OpenAI:
 
 def insist(ask: Callable[[], T], *, after: Callable[[], T | None] = lambda: None) -> T:
     """Ask until there is an answer; where a key's answer is lost, `after` finds what was made."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
+    answers: list[T] = []
+
+    def asked() -> bool:
         try:
-            return ask()
+            answers.append(ask())
         except (openai.APIConnectionError, openai.InternalServerError):
-            assert time.monotonic() < deadline, "the platform does not come back"
+            return False
         except openai.ConflictError as error:
-            if error.code == "idempotency_answer_lost":
-                found = insist(after)
-                assert found is not None, "what was made is not there"
-                return found
-            if error.code != "idempotency_in_flight" or time.monotonic() > deadline:
+            if error.code == "idempotency_in_flight":
+                return False
+            if error.code != "idempotency_answer_lost":
                 raise
-        time.sleep(0.05)
+            found = insist(after)
+            assert found is not None, "what was made is not there"
+            answers.append(found)
+        return True
+
+    eventually(asked, timeout_s=_PATIENCE_S, interval_s=0.05, otherwise="there was no answer")
+    return answers[0]
 
 
 def listed(client: OpenAI) -> dict[str, Batch]:
@@ -83,12 +88,13 @@ def have_done(client: OpenAI, number: str) -> tuple[str, Batch]:
         ),
         after=lambda: listed(client).get(number),
     )
-    deadline = time.monotonic() + _PATIENCE_S
-    while job.status not in _FINAL:
-        time.sleep(0.02)
-        assert time.monotonic() < deadline, f"it is stuck: {job}"
-        job = insist(partial(client.batches.retrieve, job.id))
-    return file.id, job
+
+    def ended() -> Batch | None:
+        found = insist(lambda: client.batches.retrieve(job.id))
+        return found if found.status in _FINAL else None
+
+    stuck = f"the job {job.id} did not end"
+    return file.id, eventually(ended, timeout_s=_PATIENCE_S, interval_s=0.02, otherwise=stuck)
 
 
 def check(client: OpenAI, job: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Running platforms for the suites that look at the wire from outside."""
+"""What several suites share: platforms whose wire they look at, and a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import repositories
+from tests.support.databases import migrated, postgres
 from tests.support.process import Server, serving
+
+__all__ = ["migrated", "postgres"]  # fixtures
 
 
 @pytest.fixture(scope="session")

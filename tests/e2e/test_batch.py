@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,6 +69,16 @@ def platform(
 @pytest.fixture(scope="module")
 def ann(platform: Platform) -> User:
     return platform.user()
+
+
+@contextlib.contextmanager
+def under_way(user: User, models: Models, values: Sequence[int]) -> Iterator[Batch]:
+    """A job of `gated`, whose first rows are at the model and stay there until the block ends."""
+    begun = len(models.runs())
+    with models.shut():
+        made = user.create(rows(values, model="gated"), model="gated")
+        eventually(lambda: len(models.runs()) > begun)
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -265,10 +276,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_rows_as_it_would_online(ann: Us
 def test_a_model_that_is_unloaded_while_its_job_waits_fails_the_rows(
     ann: User, platform: Platform, models: Models
 ) -> None:
-    begun = len(models.runs())
-    with models.shut():
-        ahead = ann.create(rows(range(100, 200), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(ann, models, range(100, 200)) as ahead:
         behind = ann.create(rows(range(20, 320), model="fleeting"), model="fleeting")
         eventually(lambda: ann.get(behind).status == "in_progress")
         for server in platform.servers:
@@ -442,9 +450,7 @@ def test_a_tenant_with_too_many_jobs_waits_and_others_do_not(
 
 def test_a_job_of_ten_rows_does_not_wait_for_a_large_one(ann: User, models: Models) -> None:
     begun = len(models.runs())
-    with models.shut():
-        large = ann.create(rows(range(1000, 1500), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(ann, models, range(1000, 1500)) as large:
         small = ann.create(rows(range(20, 30), model="gated"), model="gated")
         eventually(lambda: ann.get(small).status == "in_progress")
     assert ann.end(small).status == "completed"
@@ -457,9 +463,7 @@ def test_a_job_of_ten_rows_does_not_wait_for_a_large_one(ann: User, models: Mode
 
 def test_a_job_of_higher_priority_has_the_larger_share(ann: User, models: Models) -> None:
     begun = len(models.runs())
-    with models.shut():
-        ahead = ann.create(rows(range(100, 200), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(ann, models, range(100, 200)) as ahead:
         low = ann.create(
             rows(range(1000, 1300), model="gated"), model="gated", extra_body={"priority": -10}
         )
@@ -588,10 +592,7 @@ def test_a_cancelled_job_stops_soon_and_keeps_what_it_has(ann: User, models: Mod
 def test_a_job_that_is_cancelled_while_it_waits_behind_another_has_errors_for_its_rows(
     ann: User, models: Models
 ) -> None:
-    begun = len(models.runs())
-    with models.shut():
-        ahead = ann.create(rows(range(100, 200), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(ann, models, range(100, 200)) as ahead:
         made = ann.create(rows(range(20, 120), model="gated"), model="gated")
         eventually(lambda: ann.get(made).status == "in_progress")
         ann.sdk.batches.cancel(made.id)
@@ -650,10 +651,7 @@ def test_jobs_are_counted(ann: User, platform: Platform, models: Models) -> None
     assert ann.end(ann.create(b"nonsense")).status == "failed"
     grown = {name: value - before[name] for name, value in counts().items()}
     assert grown == {"completed": 23, "failed": 2, "chunks": 3, "jobs": 1, "refused": 1}
-    begun = len(models.runs())
-    with models.shut():
-        made = ann.create(rows(range(100, 200), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(ann, models, range(100, 200)) as made:
         for server in platform.servers:
             eventually(lambda server=server: server.metric("headrace_batch_open_jobs") == 1)
             eventually(
@@ -764,10 +762,7 @@ def alone(models: Models, tmp_path: Path) -> Iterator[Platform]:
 
 
 def test_an_embedded_platform_resumes_its_jobs_by_itself(alone: Platform, models: Models) -> None:
-    begun = len(models.runs())
-    with models.shut():
-        made = alone.user().create(rows(range(1000, 1300), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(alone.user(), models, range(1000, 1300)) as made:
         alone.stop(0, signal.SIGKILL)
     alone.start()
     user = alone.user()
@@ -777,10 +772,7 @@ def test_an_embedded_platform_resumes_its_jobs_by_itself(alone: Platform, models
     assert killed.status == "completed"
     assert len(user.answered_tenfold(killed).answers) == 300
     # and after it was asked to end, when it hands back what it has: nobody has to wait for a lease
-    begun = len(models.runs())
-    with models.shut():
-        made = user.create(rows(range(2000, 2300), model="gated"), model="gated")
-        eventually(lambda: len(models.runs()) > begun)
+    with under_way(user, models, range(2000, 2300)) as made:
         server = alone.at(0)
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: "draining" in server.log_text())

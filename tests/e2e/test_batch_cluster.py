@@ -244,6 +244,26 @@ def test_what_is_no_message_goes_to_the_dead_letters_and_the_rest_goes_on(
     eventually(lambda: topics.lag() == 0, timeout_s=RESUMED_S)
 
 
+def test_each_process_tells_its_part_of_the_queue(
+    platform: Platform, models: Models, begin: Callable[..., Work], topics: Topics
+) -> None:
+    def told(name: str, topic: str = "chunks") -> float:
+        label = f"{_TOPIC}.{topic}"
+        return sum(s.metric(f"headrace_job_queue_{name}", topic=label) for s in platform.servers)
+
+    eventually(lambda: topics.lag() == 0, timeout_s=RESUMED_S)
+    with models.shut():
+        work = begin()
+        eventually(lambda: told("lag_messages") > 0, timeout_s=RESUMED_S)
+        models.open()
+        work.check(platform.user(), timeout_s=RESUMED_S)
+    eventually(lambda: topics.lag() == told("lag_messages") == 0, timeout_s=RESUMED_S)
+    eventually(lambda: told("partitions") == told("partitions", "retry") == _PARTITIONS)
+    for server in platform.servers:
+        assert server.metric("headrace_job_queue_commits_total") > 0
+        assert server.metric("headrace_job_queue_rebalances_total") > 0
+
+
 def test_messages_about_what_is_done_or_never_was_do_no_harm(
     ann: User, platform: Platform, topics: Topics
 ) -> None:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import grpc
 import ml_dtypes
@@ -34,7 +34,6 @@ from tests.support.tcp_proxy import (
 )
 from tests.support.triton import Triton, require, running
 from tests.support.triton_client import (
-    Inputs,
     TritonClient,
     client_of,
     endpoint,
@@ -44,6 +43,7 @@ from tests.support.triton_client import (
     stream_of,
     text,
 )
+from tests.support.triton_misfits import MISFITS, Misfit
 from tests.support.triton_onnx import CASES, Case
 from tests.support.triton_repository import lay_out
 
@@ -355,50 +355,26 @@ def test_a_name_that_could_lead_elsewhere_never_reaches_triton(server: Server, n
 # ---------------------------------------------------------------- invalid input
 
 
-class Misfit(NamedTuple):
-    """A request that no model takes, and how each wire says so."""
+_MISFITS: Final = {
+    **MISFITS,
+    "large batch": Misfit(
+        "magika", {"bytes": np.zeros((17, 2048), np.int32)},
+        "[request id: r] inference request batch-size must be <= 16 for 'magika'",
+    ),
+    "empty batch": Misfit(
+        "identity", {"x": np.zeros((0, 2), np.float32)},
+        "[request id: r] input byte size mismatch for input 'x' for model 'identity'. "
+        "Expected 8, got 0",
+    ),
+    "decoupled": Misfit(
+        "stream", {"count": np.array([1], np.int32)},
+        "doesn't support models with decoupled transaction policy",
+        http="501", grpc="UNIMPLEMENTED",
+    ),
+}  # fmt: skip
 
-    model: str
-    inputs: Inputs
-    says: str
-    options: Mapping[str, Any] = {}
-    http: str = "400"
-    grpc: str = "INVALID_ARGUMENT"
 
-
-@pytest.mark.parametrize(
-    "misfit",
-    [
-        Misfit("nope", {"x": floats(1)}, "Request for unknown model: 'nope' is not found",
-               http="404", grpc="NOT_FOUND"),
-        Misfit("identity", {"x": floats(1)},
-               "Request for unknown model: 'identity' version 7 is not found",
-               {"model_version": "7"}, http="404", grpc="NOT_FOUND"),
-        Misfit("identity", {"x": np.array([[1]], np.int32)},
-               "[request id: r] inference input 'x' data-type is 'INT32', but model 'identity' "
-               "expects 'FP32'"),
-        Misfit("mlp", {"x": floats(1, 2, 3)},
-               "[request id: r] unexpected shape for input 'x' for model 'mlp'. "
-               "Expected [-1,256], got [1,3]. NOTE: "),
-        Misfit("identity", {"x": np.zeros((9, 1), np.float32)},
-               "[request id: r] inference request batch-size must be <= 8 for 'identity'"),
-        Misfit("magika", {"bytes": np.zeros((17, 2048), np.int32)},
-               "[request id: r] inference request batch-size must be <= 16 for 'magika'"),
-        Misfit("identity", {"x": np.zeros((0, 2), np.float32)},
-               "[request id: r] input byte size mismatch for input 'x' for model 'identity'. "
-               "Expected 8, got 0"),
-        Misfit("identity", {},
-               "[request id: r] expected 1 inputs but got 0 inputs for model 'identity'. "
-               "Got input(s) [], but missing required input(s) ['x']. "),
-        Misfit("identity", {"z": floats(1)},
-               "unexpected inference input 'z' for model 'identity'"),
-        Misfit("stream", {"count": np.array([1], np.int32)},
-               "doesn't support models with decoupled transaction policy",
-               http="501", grpc="UNIMPLEMENTED"),
-    ],
-    ids=["model", "version", "datatype", "shape", "batch", "large batch", "empty batch", "missing",
-         "unknown input", "decoupled"],
-)  # fmt: skip
+@pytest.mark.parametrize("misfit", _MISFITS.values(), ids=_MISFITS)
 def test_a_request_that_does_not_fit_is_refused_in_tritons_words(
     client: TritonClient, misfit: Misfit
 ) -> None:

@@ -26,24 +26,12 @@ from headrace.domain.errors import InvalidRequest, StorageFull, StoreUnavailable
 from tests.support import s3
 from tests.support.archives import stream, zipped
 from tests.support.own_memory import APART
-from tests.support.s3_proxy import Proxy, proxying
+from tests.support.s3_proxy import Proxy, first_of_each
 from tests.support.waiting import until
 
 MODEL: Final = b"a model"
 LARGE: Final = bytes(range(256)) * 80 * 1024  # 20 MiB: three parts
 RETRIES: Final = 2
-
-
-@pytest.fixture(scope="module")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3.seaweed(tmp_path_factory.mktemp("seaweed")) as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(s3_url: str) -> Iterator[Proxy]:
-    with proxying(s3_url) as proxy:
-        yield proxy
 
 
 class Bucket:
@@ -52,28 +40,14 @@ class Bucket:
     def __init__(self, proxy: Proxy, url: str, data_dir: Path) -> None:
         self.prefix = uuid.uuid4().hex
         self.data_dir = data_dir
-        self.client = s3.client(url)
+        self.url = url
         self.artifacts = Artifacts(
-            S3Artifacts(
-                bucket=s3.BUCKET,
-                prefix=self.prefix,
-                endpoint=proxy.url,
-                region="us-east-1",
-                access_key_id=s3.ACCESS_KEY,
-                secret_access_key=s3.SECRET_KEY,
-                timeout_s=1.0,
-                max_retries=RETRIES,
-            ),
+            s3.settings(proxy.url, self.prefix, timeout_s=1.0, max_retries=RETRIES),
             data_dir=data_dir,
         )
 
     def objects(self) -> dict[str, bytes]:
-        found = {}
-        for page in obstore.list(self.client, self.prefix):
-            for meta in page:
-                data = bytes(obstore.get(self.client, meta["path"]).bytes())
-                found[meta["path"].removeprefix(f"{self.prefix}/")] = data
-        return found
+        return s3.contents(self.url, self.prefix)
 
     def files(self) -> list[Path]:
         return [path for path in self.data_dir.rglob("*") if path.is_file()]
@@ -112,14 +86,7 @@ async def test_an_upload_to_a_store_that_fails_is_given_up_after_its_retries(
 
 
 async def test_a_failure_that_passes_is_not_noticed(bucket: Bucket, proxy: Proxy) -> None:
-    seen: set[str] = set()
-
-    def first_of_each(method: str, path: str) -> Any:
-        new = f"{method} {path}" not in seen
-        seen.add(f"{method} {path}")
-        return "500" if new else None
-
-    proxy.fault = first_of_each
+    proxy.fault = first_of_each()
     artifact = await bucket.artifacts.take(stream(LARGE), format="onnx")
     assert bucket.objects() == {key(artifact.digest): LARGE}
     folder = await bucket.artifacts.folder(artifact)
@@ -234,11 +201,11 @@ async def test_an_object_that_changes_while_it_is_copied_is_refused(
     bucket: Bucket, proxy: Proxy
 ) -> None:
     place = f"{bucket.prefix}/x.onnx"
-    obstore.put(bucket.client, place, LARGE)
+    obstore.put(s3.client(bucket.url), place, LARGE)
 
     def change(method: str, _path: str) -> None:
         if method == "GET" and _of(proxy, "GET") == 2:
-            obstore.put(bucket.client, place, LARGE[::-1])
+            obstore.put(s3.client(bucket.url), place, LARGE[::-1])
 
     proxy.fault = change
     with pytest.raises(InvalidRequest, match="changed while it was read"):
@@ -366,11 +333,7 @@ def test_memory_does_not_grow_with_the_artifact(
 ) -> None:
     chosen: dict[str, Any] = {"kind": kind}
     if kind == "s3":
-        chosen |= {
-            "bucket": s3.BUCKET, "prefix": uuid.uuid4().hex, "region": "us-east-1",
-            "endpoint": request.getfixturevalue("s3_url"),
-            "access_key_id": s3.ACCESS_KEY, "secret_access_key": s3.SECRET_KEY,
-        }  # fmt: skip
+        chosen = s3.section(request.getfixturevalue("s3_url"), uuid.uuid4().hex)
     done = subprocess.run(
         [*APART, sys.executable, "-c", _TAKE, json.dumps(chosen), str(tmp_path)],
         check=True, capture_output=True, text=True, timeout=100,

@@ -57,6 +57,7 @@ from headrace.transport.oip_grpc.server import GrpcServer
 from headrace.transport.oip_grpc.settings import GrpcClientSettings
 from headrace.transport.oip_grpc.upstream import GrpcUpstream, channel_credentials
 from headrace.transport.status import GrpcStatus
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -673,13 +674,6 @@ async def test_an_endpoint_that_fails_lags_or_is_closed_is_not_ready(
 
 
 # ---- endpoints that are not there
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 async def test_an_endpoint_that_is_not_there_fails_at_once_and_is_found_when_it_comes() -> None:

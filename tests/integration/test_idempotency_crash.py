@@ -126,7 +126,7 @@ def test_a_crash_after_the_change_and_before_its_answer_makes_no_second(
     database.heal()
     made = int(database.run("SELECT count(*) FROM api_keys"))
     assert made > 0
-    database.run("UPDATE idempotency_keys SET until_us = 0")  # a minute later
+    database.run("UPDATE idempotency_keys SET until_us = 0")  # its lease is over
     with serving(None, tmp_path / "second.log", environment=environment) as server:
         answers = [_create(server, number) for number in range(_MANY)]
         listed = server.request("GET", "/api/v1/keys?limit=100").json()["items"]

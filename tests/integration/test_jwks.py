@@ -26,8 +26,8 @@ from tests.support.issuer import (
     Signer,
     jwks_server,
     key_set,
-    refused_port,
 )
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 OLD: Final = Signer("RS256", "old")
@@ -153,7 +153,7 @@ async def test_the_last_good_keys_stay_while_the_server_fails(
 
 
 async def test_until_a_server_that_is_down_comes_up_tokens_are_told_to_wait() -> None:
-    url = f"http://127.0.0.1:{refused_port()}/keys"
+    url = f"http://127.0.0.1:{free_port()}/keys"
     async with running(jwks_url=url) as platform:
         with pytest.raises(KeysUnavailable):
             platform.accepts(OLD)

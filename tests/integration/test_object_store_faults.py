@@ -7,11 +7,10 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import obstore
 import pytest
 
 from headrace.adapters.artifacts.s3_objects import S3Objects
@@ -20,7 +19,7 @@ from headrace.domain.errors import AlreadyExists, PayloadTooLarge, StoreUnavaila
 from tests.support import s3
 from tests.support.archives import stream
 from tests.support.own_memory import APART
-from tests.support.s3_proxy import Proxy, proxying
+from tests.support.s3_proxy import Proxy, first_of_each
 from tests.support.tcp_proxy import PASS, Drip, Refuse, Reset, tcp_proxy
 from tests.support.waiting import until
 
@@ -29,29 +28,13 @@ DATA: Final = b"line\n" * 1000
 LARGE: Final = bytes(range(256)) * 80 * 1024  # 20 MiB: three parts
 
 
-@pytest.fixture(scope="module")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3.seaweed(tmp_path_factory.mktemp("seaweed")) as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(s3_url: str) -> Iterator[Proxy]:
-    with proxying(s3_url) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def prefix() -> str:
     return uuid.uuid4().hex
 
 
 def _settings(url: str, prefix: str, **other: Any) -> S3Artifacts:
-    chosen: dict[str, Any] = {"timeout_s": 1.0, "max_retries": 2} | other
-    return S3Artifacts(
-        bucket=s3.BUCKET, prefix=prefix, endpoint=url, region="us-east-1",
-        access_key_id=s3.ACCESS_KEY, secret_access_key=s3.SECRET_KEY, **chosen,
-    )  # fmt: skip
+    return s3.settings(url, prefix, **{"timeout_s": 1.0, "max_retries": 2, **other})
 
 
 @pytest.fixture
@@ -62,18 +45,7 @@ def store(proxy: Proxy, prefix: str) -> S3Objects:
 @pytest.fixture
 def objects(s3_url: str, prefix: str) -> Callable[[], dict[str, bytes]]:
     """What really is there."""
-    client = s3.client(s3_url)
-
-    def look() -> dict[str, bytes]:
-        metas = [meta for page in obstore.list(client, prefix) for meta in page]
-        return {
-            meta["path"].removeprefix(f"{prefix}/"): bytes(
-                obstore.get(client, meta["path"]).bytes()
-            )
-            for meta in metas
-        }
-
-    return look
+    return lambda: s3.contents(s3_url, prefix)
 
 
 def _of(proxy: Proxy, method: str, part: str = "") -> int:
@@ -152,14 +124,7 @@ async def test_writes_to_a_store_that_fails_are_given_up_and_nothing_is_kept(
 
 
 async def test_failures_that_pass_are_not_noticed(store: S3Objects, proxy: Proxy) -> None:
-    seen: set[str] = set()
-
-    def first_of_each(method: str, path: str) -> Any:
-        new = f"{method} {path}" not in seen
-        seen.add(f"{method} {path}")
-        return "500" if new else None
-
-    proxy.fault = first_of_each
+    proxy.fault = first_of_each()
     await store.put("batch/part", DATA)
     assert await store.upload("batch/large", stream(LARGE), limit_bytes=2**40) == len(LARGE)
     assert await store.join(KEY, ["batch/large", "batch/part"]) == len(LARGE) + len(DATA)
@@ -294,11 +259,7 @@ def test_memory_does_not_grow_with_the_objects(
 ) -> None:
     chosen: dict[str, Any] = {"kind": kind}
     if kind == "s3":
-        chosen |= {
-            "bucket": s3.BUCKET, "prefix": uuid.uuid4().hex, "region": "us-east-1",
-            "endpoint": request.getfixturevalue("s3_url"),
-            "access_key_id": s3.ACCESS_KEY, "secret_access_key": s3.SECRET_KEY,
-        }  # fmt: skip
+        chosen = s3.section(request.getfixturevalue("s3_url"), uuid.uuid4().hex)
     uploaded, joined, read, grown = _work(chosen, tmp_path)
     assert (uploaded, joined, read) == (100 * 1024**2, 200 * 1024**2, 200 * 1024**2)
     assert grown < 32 * 1024**2

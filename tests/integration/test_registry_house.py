@@ -101,4 +101,5 @@ async def test_the_document_has_batches_where_they_are_offered(
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
             paths = (await client.get("/api/v1/openapi.json")).json()["paths"]
     assert ("/v1/batches" in paths) is enabled
+    assert "/v1/embeddings" in paths
     assert "/api/v1/models" in paths

@@ -8,8 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import httpx
@@ -19,55 +18,29 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from tests.support.process import eventually
 from tests.support.raw_http import RawClient, request
 from tests.support.tls_front import authority
 from tests.support.triton import Triton, running
+from tests.support.triton_client import TritonClient, floats
+from tests.support.triton_misfits import MISFITS, Misfit
 from tests.support.triton_onnx import CASES, Case
 
 _EMPTY_FINAL = {"triton_enable_empty_final_response": True}
 
 
-class Wire:
-    """tritonclient over one wire, whose two modules are used alike."""
-
-    def __init__(self, module: ModuleType, address: str) -> None:
-        self.client = module.InferenceServerClient(address)
-        self._module = module
-
-    def infer(self, model: str, inputs: Mapping[str, Any], **options: Any) -> Any:
-        """Ask the model."""
-        return self.client.infer(model, self.tensors(inputs), **options)
-
-    def refusal(self, model: str, inputs: Mapping[str, Any], **options: Any) -> tuple[str, str]:
-        """The status and the sentence with which the model is not run."""
-        with pytest.raises(InferenceServerException) as refused:
-            self.infer(model, inputs, **options)
-        return refused.value.status().removeprefix("StatusCode."), refused.value.message()
-
-    def tensors(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """As the client wants them."""
-        tensors = []
-        for name, value in inputs.items():
-            tensor = self._module.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
-            tensor.set_data_from_numpy(value)
-            tensors.append(tensor)
-        return tensors
-
-
 @pytest.fixture(params=["http", "grpc"])
-def wire(request: pytest.FixtureRequest, triton: Triton) -> Iterator[Wire]:
-    module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[request.param]
-    talk = Wire(module, getattr(triton, request.param))
+def wire(request: pytest.FixtureRequest, triton: Triton) -> Iterator[TritonClient]:
+    talk = TritonClient(request.param, getattr(triton, request.param))
     yield talk
     talk.client.close()
 
 
 @pytest.fixture
-def grpc_wire(triton: Triton) -> Iterator[Wire]:
-    talk = Wire(tritonclient.grpc, triton.grpc)
+def grpc_wire(triton: Triton) -> Iterator[TritonClient]:
+    talk = TritonClient("grpc", triton.grpc)
     yield talk
     talk.client.close()
 
@@ -76,10 +49,6 @@ def grpc_wire(triton: Triton) -> Iterator[Wire]:
 def http(triton: Triton) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=triton.url, timeout=20.0, trust_env=False) as client:
         yield client
-
-
-def _floats(*values: float) -> np.ndarray[Any, Any]:
-    return np.array([values], np.float32)
 
 
 def _ms(value: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -134,7 +103,7 @@ def _together(*calls: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _asked(wire: Wire, model: str, **options: Any) -> Iterator[str]:
+def _asked(wire: TritonClient, model: str, **options: Any) -> Iterator[str]:
     """A request that runs or waits until the block ends, and is cancelled then; gives its id."""
     name = uuid.uuid4().hex
     call = wire.client.async_infer(
@@ -163,12 +132,12 @@ def _until_noted(triton: Triton, model: str, *lines: str) -> None:
 # ---------------------------------------------------------------- values
 
 
-def test_a_model_answers_alike_on_both_wires(wire: Wire) -> None:
-    answer = wire.infer("identity", {"x": _floats(1.5, -2.0)}, request_id="a")
-    np.testing.assert_array_equal(answer.as_numpy("y"), _floats(1.5, -2.0))
+def test_a_model_answers_alike_on_both_wires(wire: TritonClient) -> None:
+    answer = wire.infer("identity", {"x": floats(1.5, -2.0)}, request_id="a")
+    np.testing.assert_array_equal(answer.as_numpy("y"), floats(1.5, -2.0))
 
 
-def test_halves_and_strings_keep_their_bytes(wire: Wire) -> None:
+def test_halves_and_strings_keep_their_bytes(wire: TritonClient) -> None:
     halves = np.array([[1.5, np.inf, 6e-8]], np.float16)
     np.testing.assert_array_equal(wire.infer("halves", {"x": halves}).as_numpy("y"), halves)
     strings = np.array([[b"ab\x00\xff", b""]], np.object_)
@@ -187,21 +156,23 @@ def test_bf16_passes_through_the_python_backend_as_bytes(triton: Triton) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.model)
 def test_onnx_models_answer_as_they_do_without_triton(
-    wire: Wire, triton: Triton, case: Case
+    wire: TritonClient, triton: Triton, case: Case
 ) -> None:
     answer = wire.infer(case.model, case.inputs).as_numpy(case.output)
     np.testing.assert_allclose(answer, case.bare_answer(triton), rtol=1e-4, atol=1e-6)
 
 
-def test_the_latest_version_answers_unless_one_is_named(wire: Wire) -> None:
+def test_the_latest_version_answers_unless_one_is_named(wire: TritonClient) -> None:
     def answered(version: str) -> int:
-        answer = wire.infer("versioned", {"x": _floats(0)}, model_version=version)
+        answer = wire.infer("versioned", {"x": floats(0)}, model_version=version)
         return int(answer.as_numpy("version")[0, 0])
 
     assert [answered(version) for version in ("", "1", "2")] == [2, 1, 2]
 
 
-def test_a_model_sees_the_timeout_and_the_parameters(wire: Wire, http: httpx.Client) -> None:
+def test_a_model_sees_the_timeout_and_the_parameters(
+    wire: TritonClient, http: httpx.Client
+) -> None:
     answer = wire.infer(
         "echo", {}, request_id="r", timeout=2_000_000, priority=1, sequence_id=7,
         sequence_start=True, parameters={"text": "a", "number": 3, "flag": True},
@@ -223,45 +194,9 @@ def test_a_model_sees_the_timeout_and_the_parameters(wire: Wire, http: httpx.Cli
 # ---------------------------------------------------------------- refusals
 
 
-class Misfit(NamedTuple):
-    """A request that no model takes, and how each wire says so."""
-
-    model: str
-    inputs: Mapping[str, Any]
-    says: str
-    version: str = ""
-    http: str = "400"
-    grpc: str = "INVALID_ARGUMENT"
-
-
-@pytest.mark.parametrize(
-    "misfit",
-    [
-        Misfit("nope", {"x": _floats(1)}, "Request for unknown model: 'nope' is not found",
-               http="404", grpc="NOT_FOUND"),
-        Misfit("identity", {"x": _floats(1)},
-               "Request for unknown model: 'identity' version 7 is not found",
-               version="7", http="404", grpc="NOT_FOUND"),
-        Misfit("identity", {"x": np.array([[1]], np.int32)},
-               "[request id: r] inference input 'x' data-type is 'INT32', but model 'identity' "
-               "expects 'FP32'"),
-        Misfit("mlp", {"x": _floats(1, 2, 3)},
-               "[request id: r] unexpected shape for input 'x' for model 'mlp'. "
-               "Expected [-1,256], got [1,3]. NOTE: "),
-        Misfit("identity", {"x": np.zeros((9, 1), np.float32)},
-               "[request id: r] inference request batch-size must be <= 8 for 'identity'"),
-        Misfit("identity", {},
-               "[request id: r] expected 1 inputs but got 0 inputs for model 'identity'. "
-               "Got input(s) [], but missing required input(s) ['x']. "),
-        Misfit("identity", {"z": _floats(1)},
-               "unexpected inference input 'z' for model 'identity'"),
-    ],
-    ids=["model", "version", "datatype", "shape", "batch", "missing", "unknown input"],
-)  # fmt: skip
-def test_a_request_that_does_not_fit_is_refused(wire: Wire, misfit: Misfit) -> None:
-    status, sentence = wire.refusal(
-        misfit.model, misfit.inputs, model_version=misfit.version, request_id="r"
-    )
+@pytest.mark.parametrize("misfit", MISFITS.values(), ids=MISFITS)
+def test_a_request_that_does_not_fit_is_refused(wire: TritonClient, misfit: Misfit) -> None:
+    status, sentence = wire.refusal(misfit.model, misfit.inputs, request_id="r", **misfit.options)
     assert status in {misfit.http, misfit.grpc}
     assert sentence.startswith(misfit.says)
 
@@ -280,14 +215,16 @@ def test_a_request_that_does_not_fit_is_refused(wire: Wire, misfit: Misfit) -> N
     ],
 )
 def test_an_error_of_the_model_keeps_its_code(
-    wire: Wire, how: str, http_status: str, code: str
+    wire: TritonClient, how: str, http_status: str, code: str
 ) -> None:
     status, sentence = wire.refusal("failing", {"how": np.array([[how]], np.object_)})
     assert status in {http_status, code}
     assert sentence == "failed on purpose"
 
 
-def test_an_exception_of_the_model_is_an_internal_error_with_its_traceback(wire: Wire) -> None:
+def test_an_exception_of_the_model_is_an_internal_error_with_its_traceback(
+    wire: TritonClient,
+) -> None:
     status, sentence = wire.refusal("failing", {"how": np.array([["raise"]], np.object_)})
     assert status in {"500", "INTERNAL"}
     assert sentence.startswith(
@@ -296,7 +233,7 @@ def test_an_exception_of_the_model_is_an_internal_error_with_its_traceback(wire:
     )
 
 
-def test_a_decoupled_model_refuses_the_plain_call(wire: Wire) -> None:
+def test_a_decoupled_model_refuses_the_plain_call(wire: TritonClient) -> None:
     status, sentence = wire.refusal("stream", {"count": np.array([1], np.int32)})
     assert status in {"501", "UNIMPLEMENTED"}
     assert sentence.endswith(" doesn't support models with decoupled transaction policy")
@@ -305,9 +242,11 @@ def test_a_decoupled_model_refuses_the_plain_call(wire: Wire) -> None:
 # ---------------------------------------------------------------- queues, cancellation
 
 
-def test_requests_that_wait_together_run_as_one_batch(triton: Triton, grpc_wire: Wire) -> None:
+def test_requests_that_wait_together_run_as_one_batch(
+    triton: Triton, grpc_wire: TritonClient
+) -> None:
     def ask() -> None:
-        grpc_wire.infer("identity", {"x": _floats(1)})
+        grpc_wire.infer("identity", {"x": floats(1)})
 
     def batched() -> bool:
         with _together(*[ask] * 8):
@@ -319,7 +258,7 @@ def test_requests_that_wait_together_run_as_one_batch(triton: Triton, grpc_wire:
 
 
 def test_a_request_that_waits_longer_than_its_timeout_is_refused(
-    triton: Triton, wire: Wire, grpc_wire: Wire
+    triton: Triton, wire: TritonClient, grpc_wire: TritonClient
 ) -> None:
     with _asked(grpc_wire, "slow") as first:
         _until_noted(triton, "slow", f"{first} started")
@@ -330,7 +269,7 @@ def test_a_request_that_waits_longer_than_its_timeout_is_refused(
     assert "late started" not in triton.journal("slow")
 
 
-def test_a_full_queue_refuses(triton: Triton, wire: Wire, grpc_wire: Wire) -> None:
+def test_a_full_queue_refuses(triton: Triton, wire: TritonClient, grpc_wire: TritonClient) -> None:
     with _asked(grpc_wire, "queued") as first:
         _until_noted(triton, "queued", f"{first} started")
         with _asked(grpc_wire, "queued"):
@@ -342,7 +281,7 @@ def test_a_full_queue_refuses(triton: Triton, wire: Wire, grpc_wire: Wire) -> No
     _until_waiting(triton, "queued", 0)
 
 
-def test_a_higher_priority_overtakes_in_the_queue(triton: Triton, grpc_wire: Wire) -> None:
+def test_a_higher_priority_overtakes_in_the_queue(triton: Triton, grpc_wire: TritonClient) -> None:
     def ask(name: str, priority: int) -> Any:
         return lambda: grpc_wire.infer("slow", _ms(1), request_id=name, priority=priority)
 
@@ -356,7 +295,7 @@ def test_a_higher_priority_overtakes_in_the_queue(triton: Triton, grpc_wire: Wir
     assert lines == ["urgent started", "second started"]
 
 
-def test_a_cancelled_call_stops_the_model(triton: Triton, grpc_wire: Wire) -> None:
+def test_a_cancelled_call_stops_the_model(triton: Triton, grpc_wire: TritonClient) -> None:
     with _asked(grpc_wire, "slow") as runs:
         _until_noted(triton, "slow", f"{runs} started")
         with _asked(grpc_wire, "slow") as waits:
@@ -366,7 +305,7 @@ def test_a_cancelled_call_stops_the_model(triton: Triton, grpc_wire: Wire) -> No
     assert f"{waits} started" not in triton.journal("slow")
 
 
-def test_a_deadline_of_grpc_cancels(triton: Triton, grpc_wire: Wire) -> None:
+def test_a_deadline_of_grpc_cancels(triton: Triton, grpc_wire: TritonClient) -> None:
     status, _ = grpc_wire.refusal("slow", _ms(60_000), request_id="deadline", client_timeout=0.5)
     assert status == "DEADLINE_EXCEEDED"
     _until_noted(triton, "slow", "deadline cancelled")
@@ -465,7 +404,7 @@ def test_generate_stream_sends_an_event_for_each_response(http: httpx.Client) ->
 
 
 def test_statistics_and_metrics_count_requests_and_their_time(
-    triton: Triton, http: httpx.Client, grpc_wire: Wire
+    triton: Triton, http: httpx.Client, grpc_wire: TritonClient
 ) -> None:
     def count() -> tuple[int, int]:
         (stats,) = http.get("/v2/models/mlp/stats").json()["model_stats"]
@@ -509,13 +448,13 @@ def test_a_dead_program_of_a_model_answers_with_errors_until_it_is_loaded_again(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path, models=("identity",)) as server:
-        talk = Wire(tritonclient.http, server.http)
+        talk = TritonClient("http", server.http)
         server.kill_program("identity")
-        status, sentence = talk.refusal("identity", {"x": _floats(1)})
+        status, sentence = talk.refusal("identity", {"x": floats(1)})
         assert (status, sentence) == ("500", "Stub process 'identity_0_0' is not healthy.")
         assert talk.client.is_model_ready("identity")
         talk.client.load_model("identity")
-        assert talk.infer("identity", {"x": _floats(1)}).as_numpy("y").tolist() == [[1.0]]
+        assert talk.infer("identity", {"x": floats(1)}).as_numpy("y").tolist() == [[1.0]]
         talk.client.close()
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from headrace.batch.files import Files
 from headrace.batch.jobs import Jobs
 from headrace.batch.settings import BatchSettings
+from headrace.batch.spare_hands import Offer, nobody
+from headrace.batch.storage import Bounded, Storage
 from headrace.domain.batch_requests import Description
 from headrace.domain.calls import Call, Principal
 from headrace.domain.chunks import ChunkResult, Part, Span
-from headrace.domain.errors import HeadraceError
 from headrace.domain.files import File
 from headrace.domain.jobs import FileProblem, Job
 from headrace.domain.scopes import BATCH, INFER, grants
-from headrace.transport.http.host import AsgiApp, AsgiMessage, AsgiReceive, AsgiSend
+from headrace.transport.access import GuardedRoute
 from headrace.transport.openai.application import OpenAiWire
-from headrace.transport.openai.errors import OPENAI
-from headrace.transport.unserved import unserved
+from tests.support.batch_routes import routed
 from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.memory_job_store import MemoryJobStore
 from tests.support.memory_objects import MemoryObjects
@@ -52,13 +47,18 @@ class Objects(MemoryObjects):
 
 
 class BatchApi:
-    """Files, jobs and the wire over them. `principals` are callers by their tokens."""
+    """Files, jobs and the wire over them. `principals` are callers by their tokens.
+
+    `beside` are routes of other wires, served by the same application.
+    """
 
     def __init__(
         self,
         settings: BatchSettings | None = None,
         *,
+        beside: Sequence[GuardedRoute] = (),
         sleep: Callable[[float], Awaitable[None]] | None = None,
+        offer: Offer = nobody,
     ) -> None:
         self.time = 1_800_000_000.0
         self.monotonic = 0.0
@@ -66,28 +66,31 @@ class BatchApi:
         self.keys = MemoryIdempotencyStore(clock=self._now)
         self.store = MemoryJobStore(now=self._now, keys=self.keys)
         self.objects = Objects()
+        self.storage = Storage(store=self.store, settings=self.settings)
         self.files = Files(
-            store=self.store, objects=self.objects, settings=self.settings, clock=self._now
+            store=self.store,
+            objects=self.objects,
+            storage=self.storage,
+            settings=self.settings,
+            clock=self._now,
         )
         self.jobs = Jobs(
             store=self.store,
             objects=self.objects,
             failed_rows=self._failed_rows,
+            storage=self.storage,
             settings=self.settings,
             clock=self._now,
             monotonic=lambda: self.monotonic,
             sleep=sleep or self._sleep,
             changed=self._changed,
+            offer=offer,
         )
         self.told = 0  # how often workers were told that there is something to do
         self.principals = {"ann": ANN}
         wire = OpenAiWire(files=self.files, jobs=self.jobs, idempotency=self.keys)
         self.routes = wire.routes()
-        self._app = Starlette(
-            routes=self.routes,
-            exception_handlers={HeadraceError: _typed, HTTPException: _unserved},
-        )
-        self.asgi: AsgiApp = self._edge
+        self.asgi = routed([*self.routes, *beside], principal=lambda token: self.principals[token])
 
     async def upload(
         self, data: bytes = b"{}\n", *, principal: Principal = ANN, name: str = "rows.jsonl"
@@ -155,23 +158,14 @@ class BatchApi:
     async def _sleep(self, seconds: float) -> None:
         self.monotonic += seconds
 
-    async def _failed_rows(self, job: Job, key: str, *, codes: frozenset[str] | None = None) -> int:
+    async def _failed_rows(
+        self, job: Job, key: str, *, codes: frozenset[str] | None, bounded: Bounded
+    ) -> int:
         rows = job.counts.failed if codes is None or "chunk_dead" in codes else 0
-        self.objects.objects[key] = b'{"custom_id": "2"}\n' * rows
-        return len(self.objects.objects[key])
 
-    async def _edge(self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend) -> None:
-        token = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
-        scope["headrace.principal"] = self.principals[token]
-        scope["headrace.request_id"] = "req-1"
-        await self._app(scope, receive, send)
+        async def lines() -> AsyncIterator[bytes]:
+            for _ in range(rows):
+                yield b'{"custom_id": "2"}\n'
 
-
-async def _typed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HeadraceError)
-    return OPENAI.asgi_response(error, "req-1")
-
-
-async def _unserved(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return OPENAI.asgi_response(unserved(request, error), "req-1")
+        limit = self.settings.max_file_bytes
+        return await self.objects.upload(key, bounded(lines()), limit_bytes=limit)

@@ -15,10 +15,12 @@ from headrace.batch.failed_rows import FailedRows
 from headrace.batch.finisher import Finisher
 from headrace.batch.hands import Hands
 from headrace.batch.job_leases import Held
+from headrace.batch.known_models import KnownModels
 from headrace.batch.metrics import BatchMetrics
 from headrace.batch.planner import Planner
 from headrace.batch.row_runner import RowRunner, RowRunnerSettings
 from headrace.batch.settings import BatchSettings
+from headrace.batch.sweep import Sweep
 from headrace.batch.warden import Warden
 from headrace.batch.worker import Worker
 from headrace.domain.calls import Call
@@ -29,6 +31,7 @@ from headrace.domain.jobs import Job
 from headrace.domain.tensors import Tensor
 from headrace.ports.inference import Responses, single
 from headrace.ports.job_queue import Message
+from headrace.ports.job_store import JobClaim
 from headrace.ports.rows import RowCodec
 from headrace.telemetry.metrics import Metrics
 from headrace.transport.oip_rest.rows import OipRows
@@ -126,16 +129,22 @@ class Core:
         self.now = 1_800_000_000.0
         self.settings = BatchSettings(**{"look_s": 0.001, **settings})
         self.store = MemoryJobStore(now=self._clock)
-        self.objects = MemoryObjects(piece_bytes=piece_bytes)
+        self.objects = MemoryObjects(piece_bytes=piece_bytes, now=self._clock)
         self.codec = codec or OipRows()
         self.queue = MemoryQueue()
         self.model = Doubling()
         self.families = Metrics()
         self.metrics = BatchMetrics(self.families)
         self.told = 0  # how often it was said that something has changed
+        self.done = 0  # how often, that a chunk is done with
         self.in_flight = 2
+        self.knows = True  # whether this process knows jobs' models
         self.planner = Planner(
-            store=self.store, objects=self.objects, codec=self.codec, settings=self.settings
+            store=self.store,
+            objects=self.objects,
+            codec=self.codec,
+            clock=self._clock,
+            settings=self.settings,
         )
         self.finisher = Finisher(
             store=self.store,
@@ -169,6 +178,9 @@ class Core:
             metrics=self.metrics,
             by=HOLDER,
         )
+        self.known_models = KnownModels(
+            self._knows, settings=self.settings, metrics=self.metrics, clock=self._clock
+        )
         self.worker = Worker(
             store=self.store,
             objects=self.objects,
@@ -179,7 +191,10 @@ class Core:
             settings=self.settings,
             metrics=self.metrics,
             holder=HOLDER,
+            known_models=self.known_models,
             changed=self.changed,
+            done=self._note_done,
+            offer=self.hands.offer,
             clock=self._clock,
         )
         self.warden = Warden(
@@ -190,6 +205,14 @@ class Core:
             changed=self.changed,
         )
 
+        self.sweep = Sweep(
+            store=self.store,
+            objects=self.objects,
+            settings=self.settings,
+            metrics=self.metrics,
+            chance=lambda: 0.0,
+        )
+
     def value(self, name: str) -> float:
         """Of a metric, as it is scraped; 0 where there is none."""
         lines = self.families.render()[0].decode().splitlines()
@@ -198,11 +221,24 @@ class Core:
     def changed(self) -> None:
         self.told += 1
 
+    def _note_done(self) -> None:
+        self.done += 1
+
     async def job(self, data: bytes, **fields: Any) -> Job:
         """A new job that reads `data`."""
         source = await self.store.add_file(job_makers.file(size_bytes=len(data)))
         self.objects.objects[source.key] = data
         return await self.store.create_job(job_makers.job(source, **fields))
+
+    async def given(self, data: bytes) -> Job:
+        """A new job, given to hands that wait; there are some."""
+        source = await self.store.add_file(job_makers.file(size_bytes=len(data)))
+        self.objects.objects[source.key] = data
+        with self.hands.offer() as spare:
+            assert spare is not None
+            job = await self.store.create_job(job_makers.job(source), hold=spare.hold)
+            spare.give(JobClaim.of_new(job, spare.hold))
+        return job
 
     async def held(self) -> Held:
         """The job that is to be planned or finished next, in hand."""
@@ -252,6 +288,9 @@ class Core:
     async def _sleep(self, seconds: float) -> None:
         self.now += seconds
         await asyncio.sleep(0)
+
+    async def _knows(self, _: Job) -> bool:
+        return self.knows
 
     async def _runner(self, _: Job) -> RowRunner:
         numbers = itertools.count()

@@ -37,6 +37,7 @@ chunks_in_hand = 2
 window = 12
 lease_s = 1.5
 look_s = 0.1
+model_patience_s = 0.2
 backlog_s = 0.1
 requeue_after_s = 2.0
 max_retry_delay_s = 0.2
@@ -357,7 +358,11 @@ def _failure(line: Mapping[str, Any]) -> Failure:
 
 
 class Platform:
-    """Processes that serve one repository with one set of settings. Places are from 0 on."""
+    """Processes that serve one repository with one set of settings. Places are from 0 on.
+
+    `others` are repositories of places that have another, and with `together` all have one data
+    directory.
+    """
 
     def __init__(
         self,
@@ -367,8 +372,12 @@ class Platform:
         settings: str,
         places: int,
         environment: Mapping[str, str] | None = None,
+        others: Mapping[int, Path] | None = None,
+        together: bool = False,
     ) -> None:
         self._root = root
+        self._others = others or {}
+        self._together = together
         self._folder = folder
         self._environment = environment or {}
         self._file = folder / "settings.toml"
@@ -396,9 +405,11 @@ class Platform:
     def _start(self, place: int) -> None:
         stack = contextlib.ExitStack()
         log = self._folder / f"log-{place}-{next(self._starts)}"
-        data = self._folder / f"data-{place}"
+        data = self._folder / ("data" if self._together else f"data-{place}")
         arguments = (f"--settings={self._file}", f"--data-dir={data}")
-        running = serving(self._root, log, *arguments, environment=self._environment)
+        running = serving(
+            self._others.get(place, self._root), log, *arguments, environment=self._environment
+        )
         self._running[place] = stack.enter_context(running), stack
 
     def at(self, place: int) -> Server:
@@ -465,11 +476,26 @@ class Backing(NamedTuple):
 
 @contextlib.contextmanager
 def cluster(
-    root: Path, folder: Path, parts: Backing, *, queue: str, places: int = 2, more: str = ""
+    root: Path,
+    folder: Path,
+    parts: Backing,
+    *,
+    queue: str,
+    places: int = 2,
+    more: str = "",
+    others: Mapping[int, Path] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Platform]:
-    """Several processes on a database, a bucket and a queue of their own, which is in TOML."""
+    """Several processes on a database, a bucket and a queue of their own, which is in TOML.
+
+    `others` are repositories of places that have another one; see `embedded` for `environment`.
+    """
     number = f"{next(_NUMBERS)}-{time.time_ns()}"
     database = parts.postgres.create_database()
+    objects = s3.section(
+        f"http://127.0.0.1:{parts.s3.port}", f"batch-{number}", timeout_s=3.0, max_retries=1
+    )
+    artifacts = "\n".join(f"{name} = {json.dumps(value)}" for name, value in objects.items())
     settings = f"""
 {SETTINGS}
 {callers()}
@@ -479,19 +505,13 @@ dsn = "{parts.postgres.dsn(database)}"
 command_timeout_s = 2.0
 connect_timeout_s = 2.0
 [artifacts]
-kind = "s3"
-bucket = "{s3.BUCKET}"
-prefix = "batch-{number}"
-endpoint = "http://127.0.0.1:{parts.s3.port}"
-region = "us-east-1"
-access_key_id = "{s3.ACCESS_KEY}"
-secret_access_key = "{s3.SECRET_KEY}"
-timeout_s = 3.0
-max_retries = 1
+{artifacts}
 {queue}
 {more}
 """
-    platform = Platform(root, folder, settings=settings, places=places)
+    platform = Platform(
+        root, folder, settings=settings, places=places, others=others, environment=environment
+    )
     migrated = run_cli(["migrate", f"--settings={platform.settings}"])
     assert migrated.returncode == 0, migrated.stderr
     try:

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import functools
 import json
-import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -247,14 +246,6 @@ def _certify(file: Path) -> None:
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
         + certificate.public_bytes(pem)
     )
-
-
-def refused_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 class Clock:

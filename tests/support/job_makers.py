@@ -9,7 +9,7 @@ from typing import Any, Final
 from headrace.domain.chunks import Chunk, ChunkRef, ChunkResult, Part, Span
 from headrace.domain.files import File
 from headrace.domain.jobs import FINAL, Job, Target
-from headrace.ports.job_store import ClaimedChunk, JobClaim, JobStore
+from headrace.ports.job_store import ClaimedChunk, Hold, JobClaim, JobStore
 
 TENANT: Final = "acme"
 #: Longer than any test takes.
@@ -72,9 +72,12 @@ def parts(claim_of: ClaimedChunk, *, failed: int = 0) -> ChunkResult:
     )
 
 
-async def created(store: JobStore, *, tenant: str = TENANT, **fields: Any) -> Job:
+async def created(
+    store: JobStore, *, tenant: str = TENANT, hold: Hold | None = None, **fields: Any
+) -> Job:
     """A job that is in the store, with its file."""
-    return await store.create_job(job(await store.add_file(file(tenant=tenant)), **fields))
+    source = await store.add_file(file(tenant=tenant))
+    return await store.create_job(job(source, **fields), hold=hold)
 
 
 async def claimed_job(

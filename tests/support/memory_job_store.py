@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,19 +24,22 @@ from headrace.domain.errors import (
     Conflict,
     NotFound,
     StoreUnavailable,
-    TenantBusy,
 )
 from headrace.domain.files import File
 from headrace.domain.idempotency import Once
 from headrace.domain.jobs import FINAL, Counts, FileProblem, Job
 from headrace.ports.job_store import (
+    ANY_SIZE,
     NO_QUOTAS,
     Backlog,
     ClaimedChunk,
+    Completed,
+    Hold,
     JobClaim,
     Overdue,
     PageQuery,
     Quotas,
+    Used,
 )
 from tests.support.idempotency import MemoryIdempotencyStore
 
@@ -36,6 +47,10 @@ from tests.support.idempotency import MemoryIdempotencyStore
 Gate: TypeAlias = Callable[[str], Awaitable[None]]
 
 _STORIES: Final = 5  # of a chunk that are kept
+_PLACES_BACK_S: Final = 1e9  # of jobs to be planned
+_FIRST: Final = -1e12  # place of those to be finished
+_HARMLESS_S: Final = 1.0  # that the clock may go back without anything beginning anew
+_numbers = itertools.count(1)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Item = TypeVar("_Item", File, Job)
@@ -49,10 +64,12 @@ class _KeptChunk:
         "failures",
         "holder",
         "not_before",
+        "patience",
         "queued_at",
         "queued_by",
         "ref",
         "result",
+        "since",
         "span",
         "state",
         "story",
@@ -71,7 +88,9 @@ class _KeptChunk:
         self.until = 0.0
         self.queued_by = ""
         self.queued_at = 0.0
+        self.patience = 1
         self.not_before = 0.0
+        self.since = 0.0
 
     def shown(self) -> Chunk:
         return Chunk(
@@ -88,6 +107,17 @@ class _KeptChunk:
         self.failures += 1
         self.story = (*self.story, story)[-_STORIES:]
 
+    def begin_anew(self, now: float) -> bool:
+        """Whether its times are of a clock that was put back since; then they begin now."""
+        ahead = self.since - now
+        if ahead <= _HARMLESS_S:
+            return False
+        self.until -= ahead
+        self.queued_at -= ahead
+        self.not_before -= ahead
+        self.since = now
+        return True
+
 
 class _KeptJob:
     """One job, its chunks, and what the port does not show of it."""
@@ -96,9 +126,13 @@ class _KeptJob:
         self.job = job
         self.created = at
         self.is_planned = False
+        self.failures = 0
+        self.place = 0.0  # in its tenant's line to be planned
+        self.line = 0.0  # who is before whom to be planned or finished
         self.holder = ""
         self.attempt = 0
         self.until = 0.0
+        self.since = 0.0
         self.chunks: list[_KeptChunk] = []
         # Numbers of waiting chunks; some are no longer, which shows when they come up.
         self.ready: list[int] = []
@@ -109,6 +143,11 @@ class _KeptJob:
     def goes_on(self) -> bool:
         """Whether its chunks may be worked on."""
         return self.job.state == "in_progress" and self.job.ending == "completed"
+
+    @property
+    def is_ended_unplanned(self) -> bool:
+        """Whether there is nothing to plan of it any more."""
+        return not self.is_planned and self.job.ending != "completed"
 
     @property
     def is_for_somebody(self) -> bool:
@@ -123,9 +162,37 @@ class _KeptJob:
         return self.job
 
     def enter(self, state: str, at: float, **fields: Any) -> Job:
-        times = {f"{state}_at": int(at)}
+        stamps = msgspec.structs.astuple(self.job.timeline)
+        times = {f"{state}_at": max(int(at), *(stamp or 0 for stamp in stamps))}
         timeline = msgspec.structs.replace(self.job.timeline, **times)
         return self.change(state=state, timeline=timeline, **fields)
+
+    def add(self, spans: Sequence[Span], first: int) -> None:
+        """Add chunks. Raises ValueError where there is a gap before them."""
+        if first > len(self.chunks):
+            msg = f"{self.job.id} has {len(self.chunks)} chunks, and {first} is not the next"
+            raise ValueError(msg)
+        del self.chunks[first:]  # of a planning before, or of an answer that was lost
+        id_ = self.job.id
+        self.chunks += [_KeptChunk(ChunkRef(id_, n), s) for n, s in enumerate(spans, first)]
+
+    def split(self, chunk: _KeptChunk, result: ChunkResult, rest: Span) -> None:
+        """Make a chunk of what is left of another. Raises ValueError where it is not that."""
+        span = chunk.span
+        rows = span.rows - rest.rows
+        is_its_end = span.start < rest.start < rest.end == span.end
+        is_told = rows == result.completed + result.failed
+        if not is_its_end or not is_told or rest.first_line <= span.first_line:
+            msg = f"{rest} is not what is left of {chunk.shown()} behind {result}"
+            raise ValueError(msg)
+        chunk.span = msgspec.structs.replace(span, end=rest.start, rows=rows)
+        new = _KeptChunk(ChunkRef(self.job.id, len(self.chunks)), rest)
+        new.failures, new.story = chunk.failures, chunk.story
+        self.chunks.append(new)
+        if self.goes_on:
+            heapq.heappush(self.ready, new.ref.index)
+        else:
+            new.state = "skipped"
 
     def skip(self) -> int:
         """Skip what nobody works on; how many there were."""
@@ -157,6 +224,7 @@ class _Kept:
     """All that stores beside each other share."""
 
     def __init__(self) -> None:
+        self.name = f"memory-{next(_numbers)}"
         self.files: dict[str, dict[str, File]] = {}  # by tenant and id, in the order of creation
         self.expiring: list[tuple[float, str, str]] = []  # of files: when, tenant, id
         self.users: dict[str, int] = {}  # by an object's key: files, and jobs that have not ended
@@ -166,7 +234,9 @@ class _Kept:
         self.open: dict[str, _KeptJob] = {}  # that have not ended
         self.queued: dict[ChunkRef, _KeptChunk] = {}
         self.running: dict[ChunkRef, _KeptChunk] = {}
-        self.turn = 0.0  # of whichever job was last given something
+        self.turn = 0.0  # of whichever tenant was last given something
+        self.turns: dict[str, float] = {}  # of tenants
+        self.job_turns: dict[str, float] = {}  # where new jobs begin, by tenant
 
 
 def _operation(
@@ -218,11 +288,16 @@ class MemoryJobStore:
     # --- files -----------------------------------------------------------------------------------
 
     @_operation
-    def add_file(self, file: File, *, once: Once | None = None) -> File:
+    def add_file(self, file: File, *, quotas: Quotas = NO_QUOTAS, once: Once | None = None) -> File:
         if any(file.id in files for files in self._kept.files.values()):
             raise AlreadyExists(f"there is a file {file.id!r} already")
+        quotas.require_file(self._used(file.tenant), file.size_bytes)
         self._carry_out(once)
         return self._add_file(file)
+
+    @_operation
+    def used(self, tenant: str) -> Used:
+        return self._used(tenant)
 
     @_operation
     def file(self, tenant: str, id_: str) -> File:
@@ -253,14 +328,33 @@ class MemoryJobStore:
         for key in keys:
             self._kept.garbage.pop(key, None)
 
+    @_operation
+    def needed(self, objects: Mapping[str, str]) -> frozenset[str]:
+        self._expire_files()
+        open_jobs = self._kept.open
+        return frozenset(
+            key for key, job in objects.items() if key in self._kept.users or job in open_jobs
+        )
+
+    @_operation
+    def database(self) -> str:
+        return self._kept.name
+
     # --- jobs ------------------------------------------------------------------------------------
 
     @_operation
-    def create_job(self, job: Job, *, quotas: Quotas = NO_QUOTAS, once: Once | None = None) -> Job:
+    def create_job(
+        self,
+        job: Job,
+        *,
+        quotas: Quotas = NO_QUOTAS,
+        once: Once | None = None,
+        hold: Hold | None = None,
+    ) -> Job:
         if job.id in self._kept.jobs:
             raise AlreadyExists(f"there is a job {job.id!r} already")
         self._file(job.tenant, job.input_file)
-        self._require_room(job, quotas)
+        quotas.require_job(self._used(job.tenant), job.input_bytes)
         self._carry_out(once)
         now = self._now()
         timeline = msgspec.structs.replace(job.timeline, created_at=int(now))
@@ -269,6 +363,9 @@ class MemoryJobStore:
         self._kept.jobs[job.id] = self._kept.open[job.id] = kept
         self._kept.by_tenant.setdefault(job.tenant, {})[job.id] = kept
         self._hold(job.input_key)
+        kept.place = kept.line = self._place(kept)
+        if hold is not None:
+            self._claim(kept, hold)
         return kept.job
 
     @_operation
@@ -278,40 +375,49 @@ class MemoryJobStore:
     @_operation
     def jobs(self, query: PageQuery) -> Sequence[Job]:
         of_tenant = self._kept.by_tenant.get(query.tenant, {})
-        found = {id_: kept.job for id_, kept in of_tenant.items()}
+        wanted = self._kept.jobs if query.everybody else of_tenant
+        found = {id_: kept.job for id_, kept in wanted.items()}
         return _page(found, query, lambda job: not query.state or job.state == query.state)
 
     @_operation
     def cancel_job(self, tenant: str, id_: str) -> Job:
         kept = self._job(tenant, id_)
-        if kept.job.state in FINAL or kept.job.state == "cancelling":
-            return kept.job
-        # rows may have been told as expired already: how they end does not change any more
-        ending = "cancelled" if kept.job.ending == "completed" else kept.job.ending
+        if kept.job.state in FINAL or kept.job.ending != "completed":
+            return kept.job  # rows may have been told as expired: how it ends stays
         open_chunks = kept.job.open_chunks
         if kept.is_planned:
             open_chunks -= self._skip(kept)
-        return kept.enter("cancelling", self._now(), ending=ending, open_chunks=open_chunks)
+        else:
+            kept.line = _FIRST
+        if kept.is_planned:
+            kept.line = self._number_to_finish(kept)
+        return kept.enter("cancelling", self._now(), ending="cancelled", open_chunks=open_chunks)
 
     # --- planning and finishing ------------------------------------------------------------------
 
     @_operation
-    def claim_job(self, holder: str, lease_s: float) -> JobClaim | None:
+    def claim_job(
+        self, holder: str, lease_s: float, *, most_bytes: int = ANY_SIZE
+    ) -> JobClaim | None:
         now = self._now()
-        for kept in self._kept.open.values():
-            if kept.is_for_somebody and not (kept.holder and kept.until > now):
-                kept.holder, kept.until = holder, now + lease_s
-                kept.attempt += 1
-                return JobClaim(
-                    kept.job, kept.attempt, holder, "finish" if kept.is_planned else "plan"
-                )
-        return None
+        free = [
+            kept
+            for kept in self._kept.open.values()
+            if kept.is_for_somebody
+            and not (kept.holder and kept.until > now)
+            and (kept.job.input_bytes <= most_bytes or kept.is_ended_unplanned)
+        ]
+        if not free:
+            return None
+        return self._claim(min(free, key=lambda kept: kept.line), Hold(holder, lease_s))
 
     @_operation
-    def renew_job(self, claim: JobClaim, lease_s: float) -> bool:
+    def renew_job(self, claim: JobClaim, lease_s: float, *, failed: bool = False) -> bool:
         kept = self._held(claim)
         if kept is not None:
-            kept.until = self._now() + lease_s
+            kept.failures += failed
+            kept.since = self._now()
+            kept.until = kept.line = kept.since + lease_s
         return kept is not None
 
     @_operation
@@ -319,29 +425,32 @@ class MemoryJobStore:
         kept = self._held(claim)
         if kept is not None:
             kept.holder = ""
+            kept.line = self._now()
 
     @_operation
     def add_chunks(self, claim: JobClaim, spans: Sequence[Span], *, first: int) -> bool:
         kept = self._held_to_plan(claim)
         if kept is None:
             return False
-        if first > len(kept.chunks):
-            msg = f"{kept.job.id} has {len(kept.chunks)} chunks, and {first} is not the next"
-            raise ValueError(msg)
-        del kept.chunks[first:]  # of a planning before, or of an answer that was lost
-        id_ = kept.job.id
-        kept.chunks += [_KeptChunk(ChunkRef(id_, n), s) for n, s in enumerate(spans, first)]
+        kept.add(spans, first)
         return True
 
     @_operation
-    def planned(self, claim: JobClaim, *, chunks: int, rows: int) -> Job | None:
+    def planned(
+        self, claim: JobClaim, *, chunks: int, rows: int, spans: Sequence[Span] = ()
+    ) -> Job | None:
         kept = self._held_to_plan(claim)
         if kept is None:
             return None
+        before = kept.chunks.copy()
+        if spans:
+            kept.add(spans, chunks - len(spans))
         if chunks != len(kept.chunks) or rows != sum(c.span.rows for c in kept.chunks):
+            kept.chunks = before
             msg = f"{kept.job.id} has other chunks or rows than {chunks} and {rows}"
             raise ValueError(msg)
-        kept.holder, kept.is_planned = "", True
+        kept.holder, kept.is_planned, kept.failures = "", True, 0
+        kept.line = _FIRST
         now = self._now()
         known: dict[str, Any] = {"chunks": chunks, "counts": Counts(total=rows)}
         if kept.job.ending != "completed":
@@ -364,7 +473,13 @@ class MemoryJobStore:
 
     @_operation
     def finish(
-        self, claim: JobClaim, *, output: File | None, errors: File | None, rows_failed: int
+        self,
+        claim: JobClaim,
+        *,
+        output: File | None,
+        errors: File | None,
+        rows_failed: int,
+        problems: Sequence[FileProblem] = (),
     ) -> Job | None:
         kept = self._held_to_finish(claim)
         if kept is None:
@@ -374,7 +489,8 @@ class MemoryJobStore:
                 self._add_file(file)
         ended = self._end_job(
             kept,
-            kept.job.ending,
+            "failed" if problems else kept.job.ending,
+            problems=tuple(problems),
             output_file=output.id if output is not None else "",
             error_file=errors.id if errors is not None else "",
             counts=msgspec.structs.replace(kept.job.counts, failed=rows_failed),
@@ -386,38 +502,60 @@ class MemoryJobStore:
     # --- chunks ----------------------------------------------------------------------------------
 
     @_operation
-    def queue_chunks(self, *, by: str, window: int, shared: bool) -> Sequence[Chunk]:
+    def queue_chunks(
+        self, *, by: str, window: int, shared: bool, expected: bool = False
+    ) -> Sequence[Chunk]:
+        del expected  # every look is cheap
         now = self._now()
         room = window - self._under_way(None if shared else by)
         if room <= 0:
             return []
-        turns = [
-            (max(kept.turn, self._kept.turn), n, kept)  # who was away begins where the others are
-            for n, kept in enumerate(self._kept.open.values())
-            if kept.goes_on and kept.next(now) is not None
+        # who was away begins where the others are
+        lines: dict[str, list[tuple[float, int, _KeptJob]]] = {}
+        for n, kept in enumerate(self._kept.open.values()):
+            if kept.goes_on and kept.next(now) is not None:
+                turn = max(kept.turn, self._kept.job_turns.get(kept.job.tenant, 0.0))
+                lines.setdefault(kept.job.tenant, []).append((turn, n, kept))
+        tenants = [
+            (max(self._kept.turns.get(tenant, 0.0), self._kept.turn), line[0][1], tenant)
+            for tenant, line in lines.items()
         ]
-        heapq.heapify(turns)
+        heapq.heapify(tenants)
+        for line in lines.values():
+            heapq.heapify(line)
         queued: list[Chunk] = []
-        while turns and len(queued) < room:
-            turn, n, kept = turns[0]
+        while tenants and len(queued) < room:
+            self._kept.turn, first, tenant = tenants[0]
+            line = lines[tenant]
+            turn, n, kept = line[0]
             chunk = kept.next(now)
             if chunk is None:
-                heapq.heappop(turns)
+                heapq.heappop(line)
+                if not line:
+                    heapq.heappop(tenants)
                 continue
             self._queue(chunk, by, now)
             queued.append(chunk.shown())
-            self._kept.turn = turn
-            # a doubled share for 5 of priority: the least has a sixteenth of the most
+            self._kept.job_turns[tenant] = turn
+            # a doubled share for 5 of priority, among a tenant's own: the least has a sixteenth
             kept.turn = turn + 2.0 ** (-kept.job.priority / 5)
-            heapq.heapreplace(turns, (kept.turn, n, kept))
+            heapq.heapreplace(line, (kept.turn, n, kept))
+            self._kept.turns[tenant] = self._kept.turn + 1
+            heapq.heapreplace(tenants, (self._kept.turns[tenant], first, tenant))
         return queued
 
     @_operation
-    def requeue(self, *, by: str, older_than_s: float) -> Sequence[Chunk]:
+    def requeue(self, *, by: str, older_than_s: float, most_patience: int = 1) -> Sequence[Chunk]:
         now = self._now()
-        old = [c for c in self._kept.queued.values() if c.queued_at <= now - older_than_s]
+        old = [
+            chunk
+            for chunk in self._kept.queued.values()
+            if chunk.queued_at <= now - older_than_s * chunk.patience
+        ]
         for chunk in old:
+            patience = chunk.patience
             self._queue(chunk, by, now)
+            chunk.patience = patience * 2 if patience < most_patience else patience
         return [chunk.shown() for chunk in old]
 
     @_operation
@@ -431,39 +569,53 @@ class MemoryJobStore:
         self._kept.queued.pop(ref, None)
         self._kept.running[ref] = chunk
         chunk.state, chunk.holder, chunk.until = "running", holder, now + lease_s
+        chunk.since = now
         chunk.attempt += 1
         return ClaimedChunk(Claim(ref, chunk.attempt, holder), chunk.shown(), kept.job)
 
     @_operation
     def renew_chunks(self, claims: Sequence[Claim], lease_s: float) -> frozenset[Claim]:
-        until = self._now() + lease_s
+        now = self._now()
         live: list[Claim] = []
         for claim in claims:
             chunk = self._worked_on(claim)
             if chunk is not None:
-                chunk.until = until
+                chunk.until, chunk.since = now + lease_s, now
                 if self._kept.jobs[claim.ref.job].goes_on:
                     live.append(claim)
         return frozenset(live)
 
     @_operation
-    def complete_chunk(self, claim: Claim, result: ChunkResult) -> bool:
+    def complete_chunk(
+        self,
+        claim: Claim,
+        result: ChunkResult,
+        rest: Span | None = None,
+        *,
+        hold: Hold | None = None,
+    ) -> Completed | None:
         chunk = self._worked_on(claim)
         if chunk is None:
-            return False
+            return None
+        kept = self._kept.jobs[claim.ref.job]
+        if rest is not None:
+            kept.split(chunk, result, rest)
         del self._kept.running[claim.ref]
         chunk.state, chunk.holder, chunk.result = "done", "", result
-        kept = self._kept.jobs[claim.ref.job]
-        counts = kept.job.counts
-        self._close_chunk(
-            kept,
-            counts=msgspec.structs.replace(
-                counts,
-                completed=counts.completed + result.completed,
-                failed=counts.failed + result.failed,
-            ),
+        counts = msgspec.structs.replace(
+            kept.job.counts,
+            completed=kept.job.counts.completed + result.completed,
+            failed=kept.job.counts.failed + result.failed,
         )
-        return True
+        chunks = len(kept.chunks)
+        if rest is not None and kept.goes_on:  # one is open for the one that was
+            kept.change(counts=counts, chunks=chunks)
+        else:
+            self._close_chunk(kept, counts=counts, chunks=chunks)
+        if hold is None or kept.job.open_chunks:
+            return Completed()
+        known = (chunk.shown(),) if kept.job.chunks == 1 else ()
+        return Completed(msgspec.structs.replace(self._claim(kept, hold), chunks=known))
 
     @_operation
     def release_chunk(self, claim: Claim, *, story: str = "", delay_s: float = 0.0) -> bool:
@@ -475,6 +627,7 @@ class MemoryJobStore:
     @_operation
     def release_overdue(self, limit: int) -> Sequence[Overdue]:
         now = self._now()
+        self._begin_anew(now)
         late = [c for c in self._kept.running.values() if c.until <= now]
         released: list[Overdue] = []
         for chunk in heapq.nsmallest(limit, late, key=lambda c: (c.until, c.ref)):
@@ -510,15 +663,18 @@ class MemoryJobStore:
             skipped = self._skip(kept) if kept.is_planned else 0
             open_chunks = kept.job.open_chunks - skipped
             if kept.is_planned and not open_chunks:
+                kept.line = self._number_to_finish(kept)
                 kept.enter("finalizing", now, ending="expired", open_chunks=0)
             else:
                 kept.change(ending="expired", open_chunks=open_chunks)
+                kept.line = kept.line if kept.is_planned else _FIRST
         return [kept.job for kept in over]
 
     async def chunks(self, job: str) -> AsyncIterator[Chunk]:
         await self.begin("chunks")
         kept = self._kept.jobs.get(job)
-        for chunk in kept.chunks if kept is not None else ():
+        chunks = kept.chunks if kept is not None else ()
+        for chunk in sorted(chunks, key=lambda chunk: chunk.span.start):
             yield chunk.shown()
         await self.end("chunks")
 
@@ -530,7 +686,7 @@ class MemoryJobStore:
             jobs=len(jobs),
             chunks_waiting=sum(kept.job.open_chunks for kept in jobs) - running,
             chunks_running=running,
-            oldest_s=max((self._now() - kept.created for kept in jobs), default=0.0),
+            oldest_s=max((0.0, *(self._now() - kept.created for kept in jobs))),
         )
 
     async def close(self) -> None:
@@ -599,13 +755,36 @@ class MemoryJobStore:
             raise NotFound(f"there is no batch job {id_!r}: list the jobs to see those there are")
         return kept
 
-    def _require_room(self, job: Job, quotas: Quotas) -> None:
-        jobs = [kept.job for kept in self._kept.open.values() if kept.job.tenant == job.tenant]
-        if quotas.jobs and len(jobs) >= quotas.jobs:
-            raise TenantBusy(f"{len(jobs)} jobs have not ended: wait for one, or cancel one")
-        size_bytes = sum(each.input_bytes for each in jobs) + job.input_bytes
-        if quotas.rows_bytes and size_bytes > quotas.rows_bytes:
-            raise TenantBusy(f"jobs would read {size_bytes} bytes: wait for one, or cancel one")
+    def _used(self, tenant: str) -> Used:
+        self._expire_files()
+        jobs = [kept.job for kept in self._kept.open.values() if kept.job.tenant == tenant]
+        files = self._kept.files.get(tenant, {}).values()
+        return Used(
+            jobs=len(jobs),
+            rows_bytes=sum(job.input_bytes for job in jobs),
+            files=len(files),
+            stored_bytes=sum(file.size_bytes for file in files),
+        )
+
+    def _number_to_finish(self, new: _KeptJob) -> float:
+        """Behind its tenant's jobs that are to be finished, and ahead of all that are not."""
+        beside = [
+            kept
+            for kept in self._kept.open.values()
+            if kept is not new and kept.is_planned and not kept.job.open_chunks
+        ]
+        return _FIRST + sum(kept.job.tenant == new.job.tenant for kept in beside)
+
+    def _place(self, new: _KeptJob) -> float:
+        """Behind its tenant's jobs, by the time that these take to be planned; in the far past."""
+        present = self._now() - _PLACES_BACK_S
+        tenant = new.job.tenant
+        ahead = [
+            kept.place
+            for kept in self._kept.open.values()
+            if kept is not new and not kept.is_planned and kept.job.tenant == tenant
+        ]
+        return max(present, *ahead, present) + 0.01 + new.job.input_bytes / 10_000_000
 
     def _held(self, claim: JobClaim) -> _KeptJob | None:
         kept = self._kept.jobs.get(claim.job.id)
@@ -615,6 +794,14 @@ class MemoryJobStore:
     def _held_to_plan(self, claim: JobClaim) -> _KeptJob | None:
         kept = self._held(claim)
         return kept if kept is not None and not kept.is_planned else None
+
+    def _claim(self, kept: _KeptJob, hold: Hold) -> JobClaim:
+        kept.since = self._now()
+        kept.holder, kept.until = hold.holder, kept.since + hold.lease_s
+        kept.line = kept.until
+        kept.attempt += 1
+        to: Literal["plan", "finish"] = "finish" if kept.is_planned else "plan"
+        return JobClaim(kept.job, kept.attempt, hold.holder, to, failures=kept.failures)
 
     def _held_to_finish(self, claim: JobClaim) -> _KeptJob | None:
         kept = self._held(claim)
@@ -648,6 +835,7 @@ class MemoryJobStore:
 
     def _queue(self, chunk: _KeptChunk, by: str, now: float) -> None:
         chunk.state, chunk.queued_by, chunk.queued_at = "queued", by, now
+        chunk.patience, chunk.since = 1, now
         self._kept.queued[chunk.ref] = chunk
 
     def _skip(self, kept: _KeptJob) -> int:
@@ -663,14 +851,30 @@ class MemoryJobStore:
         if story:
             chunk.fail(story)
         if kept.goes_on:
-            kept.wait(chunk, self._now() + delay_s)
+            chunk.since = self._now()
+            kept.wait(chunk, chunk.since + delay_s)
         else:
             chunk.state = "skipped"
             self._close_chunk(kept)
 
+    def _begin_anew(self, now: float) -> None:
+        """What the clock wrote before it was put back."""
+        for kept in self._kept.open.values():
+            if kept.since > now + _HARMLESS_S:
+                kept.until += now - kept.since
+                kept.since = now
+            delayed = [kept.chunks[number] for _, number in kept.delayed]
+            for chunk in [c for c in delayed if c.state == "waiting"]:
+                if chunk.begin_anew(now):
+                    kept.wait(chunk, chunk.not_before)
+        for chunk in [*self._kept.running.values(), *self._kept.queued.values()]:
+            chunk.begin_anew(now)
+
     def _close_chunk(self, kept: _KeptJob, **fields: Any) -> None:
         """One of its chunks has its outcome."""
         open_chunks = kept.job.open_chunks - 1
+        if not open_chunks:
+            kept.line = self._number_to_finish(kept)
         if open_chunks or kept.job.state == "cancelling":
             kept.change(open_chunks=open_chunks, **fields)
         else:

@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import eventually
 
 _START_S: Final = 30.0
@@ -33,7 +33,7 @@ class Postgres:
     """A server of our own. Its address stays the same when it is stopped and started again."""
 
     def __init__(self, folder: Path, binaries: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
         self._binaries = binaries
@@ -175,13 +175,6 @@ def running() -> Iterator[Postgres]:
 def _children(pid: int) -> list[int]:
     listing = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in listing.read_text().split()] if listing.exists() else []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _user(folder: Path) -> dict[str, Any]:

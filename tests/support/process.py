@@ -165,15 +165,25 @@ def _listening(server: Server) -> bool:
     return False
 
 
-def eventually(condition: Any, *, timeout_s: float = 10.0, interval_s: float = 0.01) -> Any:
-    """Poll until `condition()` is true and return what it gave; AssertionError after the time."""
+def eventually(
+    condition: Any,
+    *,
+    timeout_s: float = 10.0,
+    interval_s: float = 0.01,
+    otherwise: str = "not true",
+) -> Any:
+    """Poll until `condition()` is true and return what it gave.
+
+    Raises:
+        AssertionError: it was not in time; the message begins with `otherwise`.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            msg = f"not true within {timeout_s} s"
+            msg = f"{otherwise} within {timeout_s} s"
             raise AssertionError(msg)
         time.sleep(interval_s)
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+import obstore
 from obstore.store import S3Store
 
+from headrace.adapters.artifacts.settings import S3Artifacts
+from tests.support.ports import free_ports
 from tests.support.process import eventually
+from tests.support.server_process import ServerProcess, is_ok
 
 ACCESS_KEY: Final = "lab"
 SECRET_KEY: Final = "labsecret"
 BUCKET: Final = "models"
 
 _START_S: Final = 30.0
-_STOP_S: Final = 15.0
 _ROLES: Final = ("master", "volume", "filer", "s3")
 
 
-class Seaweed:
+class Seaweed(ServerProcess):
     """A store with one bucket. Its address and its data stay when it is started again."""
 
     def __init__(self, folder: Path) -> None:
@@ -40,9 +41,9 @@ class Seaweed:
         }
         config = folder / "s3.json"
         config.write_text(json.dumps({"identities": [identity]}))
-        ports = _free_ports(2 * len(_ROLES))
+        ports = free_ports(2 * len(_ROLES))
         http, grpc = ports[: len(_ROLES)], ports[len(_ROLES) :]
-        self._command = [
+        command = [
             str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
             f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
             *(f"-{role}.port={port}" for role, port in zip(_ROLES, http, strict=True)),
@@ -53,25 +54,15 @@ class Seaweed:
         ]  # fmt: skip
         self.url = f"http://127.0.0.1:{http[-1]}"
         self._bucket = f"http://127.0.0.1:{http[2]}/buckets/{BUCKET}/"
-        self._folder = folder
-        self._log = folder / "weed.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("weed", command, log_file=folder / "weed.log", start_s=_START_S)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
-        with self._log.open("ab") as output:
-            process = self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                cwd=self._folder,
-            )  # fmt: skip
-        eventually(lambda: _answers(process, self.url, self._log), timeout_s=_START_S)
+        """Start it, wait until it answers, and see to the bucket."""
+        super().start()
         eventually(lambda: _put(self._bucket), timeout_s=_START_S)
 
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait(_STOP_S)
+    def _answers(self) -> bool:
+        return is_ok(f"{self.url}/healthz")
 
 
 @contextlib.contextmanager
@@ -83,6 +74,25 @@ def seaweed(folder: Path) -> Iterator[str]:
         yield server.url
     finally:
         server.kill()  # its data is thrown away
+
+
+def section(url: str, prefix: str, **other: Any) -> dict[str, Any]:
+    """The settings of artifacts in a folder of the bucket, by their names. `other` are more."""
+    return {
+        "kind": "s3",
+        "bucket": BUCKET,
+        "prefix": prefix,
+        "endpoint": url,
+        "region": "us-east-1",
+        "access_key_id": ACCESS_KEY,
+        "secret_access_key": SECRET_KEY,
+        **other,
+    }
+
+
+def settings(url: str, prefix: str, **other: Any) -> S3Artifacts:
+    """The same, read."""
+    return msgspec.convert(section(url, prefix, **other), S3Artifacts)
 
 
 def client(url: str) -> S3Store:
@@ -100,23 +110,11 @@ def client(url: str) -> S3Store:
     )
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]
-
-
-def _answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
-    if process.poll() is not None:
-        msg = f"weed ended with {process.returncode}:\n{log.read_text()[-2000:]}"
-        raise AssertionError(msg)
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=1) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+def contents(url: str, prefix: str) -> dict[str, bytes]:
+    """What really lies in a folder of the bucket, by its keys there."""
+    bucket = client(url)
+    keys = [meta["path"] for page in obstore.list(bucket, prefix) for meta in page]
+    return {key.removeprefix(f"{prefix}/"): bytes(obstore.get(bucket, key).bytes()) for key in keys}
 
 
 def _put(url: str) -> bool:

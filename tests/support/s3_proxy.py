@@ -43,6 +43,18 @@ class Proxy:
             connection.close()
 
 
+def first_of_each() -> Callable[[str, str], Fault | None]:
+    """Answers 500 to every request that comes for the first time."""
+    seen: set[tuple[str, str]] = set()
+
+    def fault(method: str, path: str) -> Fault | None:
+        new = (method, path) not in seen
+        seen.add((method, path))
+        return "500" if new else None
+
+    return fault
+
+
 @contextlib.contextmanager
 def proxying(url: str) -> Iterator[Proxy]:
     """A proxy on a port of its own, until the block ends."""

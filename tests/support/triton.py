@@ -11,11 +11,8 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,14 +20,14 @@ from typing import Final
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.support.process import eventually
+from tests.support.server_process import STOP_S, ServerProcess, is_ok
 from tests.support.triton_repository import MODELS, lay_out
 
 _ENVIRONMENT: Final = Path(sys.prefix, "triton")
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend keeps tensors
 _START_S: Final = 60.0
-_STOP_S: Final = 10.0
-_LOG_TAIL: Final = 3000  # characters
 _PROBE: Final = (
     "import sys, sysconfig; "
     "print(sysconfig.get_path('purelib'), sysconfig.get_config_var('LIBDIR'), "
@@ -38,7 +35,7 @@ _PROBE: Final = (
 )
 
 
-class Triton:
+class Triton(ServerProcess):
     """A server on ports of its own, which it keeps when it is started again.
 
     By default under explicit model control, with every model of the repository loaded.
@@ -54,16 +51,45 @@ class Triton:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.repository = repository
-        self.log_file = folder / "triton.log"
-        self.http_port, self.grpc_port, self.metrics_port = _free_ports(3)
-        self._load = load
-        self._arguments = arguments
-        self._environment = environment or {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         # in the names of what it keeps in shared memory, where a killed server leaves it
         self._mark = f"headrace-{uuid.uuid4().hex}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._backends = _link_backend(folder / "backends")
+        backends = _link_backend(folder / "backends")
+        where = _installed()
+        command = [
+            str(where.server),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--cache-directory={where.caches}",
+            f"--backend-config=python,shm-region-prefix-name={self._mark}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in load),
+            "--http-address=127.0.0.1", f"--http-port={self.http_port}",
+            "--grpc-address=127.0.0.1", f"--grpc-port={self.grpc_port}",
+            "--metrics-address=127.0.0.1", f"--metrics-port={self.metrics_port}",
+            "--allow-gpu-metrics=false",
+            # each model would be started twice, the first time to ask it for its configuration
+            "--disable-auto-complete-config",
+            "--model-load-thread-count=16",
+            "--exit-timeout-secs=1",  # clients' idle connections would hold it up
+            *arguments,
+        ]  # fmt: skip
+        super().__init__(
+            "Triton",
+            command,
+            log_file=folder / "triton.log",
+            start_s=_START_S,
+            environment={
+                **os.environ,
+                # the backend takes the interpreter that it finds first
+                "PATH": f"{where.python.parent}:{os.environ['PATH']}",
+                "LD_LIBRARY_PATH": f"{where.libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+                "ORT_DISABLE_TELEMETRY": "1",
+                **(environment or {}),
+            },
+            leads=True,  # the programs of its models
+        )
 
     @property
     def http(self) -> str:
@@ -86,74 +112,19 @@ class Triton:
         assert self._process is not None
         return self._process.pid
 
-    @property
-    def running(self) -> bool:
-        """Whether the server's process lives."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
-        assert not self.running
-        where = _installed()
-        command = [
-            str(where.server),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={self._backends}",
-            f"--cache-directory={where.caches}",
-            f"--backend-config=python,shm-region-prefix-name={self._mark}",
-            "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in self._load),
-            "--http-address=127.0.0.1", f"--http-port={self.http_port}",
-            "--grpc-address=127.0.0.1", f"--grpc-port={self.grpc_port}",
-            "--metrics-address=127.0.0.1", f"--metrics-port={self.metrics_port}",
-            "--allow-gpu-metrics=false",
-            # each model would be started twice, the first time to ask it for its configuration
-            "--disable-auto-complete-config",
-            "--model-load-thread-count=16",
-            "--exit-timeout-secs=1",  # clients' idle connections would hold it up
-            *self._arguments,
-        ]  # fmt: skip
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # so that its models' programs end with it
-                env={
-                    **os.environ,
-                    # the backend takes the interpreter that it finds first
-                    "PATH": f"{where.python.parent}:{os.environ['PATH']}",
-                    "LD_LIBRARY_PATH": f"{where.libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-                    "ORT_DISABLE_TELEMETRY": "1",
-                    **self._environment,
-                },
-            )
-        try:
-            eventually(self._ready, timeout_s=_START_S, interval_s=0.02)
-        except AssertionError as error:
-            self.kill()
-            msg = f"Triton did not start ({error}):\n{self.log()[-_LOG_TAIL:]}"
-            raise AssertionError(msg) from error
-
     def stop(self) -> int:
         """Ask it to end, as an operator does, and answer its exit code."""
         assert self._process is not None
         self.thaw()
         self._process.terminate()
         try:
-            return self._process.wait(_STOP_S)
+            return self._process.wait(STOP_S)
         finally:
             self.kill()
 
     def kill(self) -> None:
         """End it at once, and its models' programs with it."""
-        if self._process is None:
-            return
-        # the group outlives the server while one of its models' programs does
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(_STOP_S)
+        super().kill()
         for left in self.shared_memory():
             left.unlink(missing_ok=True)
 
@@ -161,15 +132,6 @@ class Triton:
         """Kill it and start it again, on the same ports."""
         self.kill()
         self.start()
-
-    def freeze(self) -> None:
-        """Let it answer nothing, with its connections open."""
-        os.killpg(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGCONT)
 
     def kill_program(self, model: str) -> None:
         """End the process in which the model runs; the server does not start another."""
@@ -184,10 +146,6 @@ class Triton:
         file = self.repository / model / "journal"
         return file.read_text().splitlines() if file.exists() else []
 
-    def log(self) -> str:
-        """All that the server and its models printed."""
-        return self.log_file.read_text(errors="replace")
-
     def shared_memory(self) -> list[Path]:
         """The files in which its models' programs exchange tensors with it."""
         return list(_SHARED_MEMORY.glob(f"{self._mark}*"))
@@ -197,16 +155,8 @@ class Triton:
         pids = [int(pid) for listing in children for pid in listing.read_text().split()]
         return [pid for pid in pids if f"{self.repository}/{model}/" in _command_line(pid)]
 
-    def _ready(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            msg = f"it ended with {self._process.returncode}"
-            raise AssertionError(msg)
-        try:
-            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=1) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+    def _answers(self) -> bool:
+        return is_ok(f"{self.url}/v2/health/ready")
 
 
 class _Installation:
@@ -274,14 +224,6 @@ def _link_backend(root: Path) -> Path:
         for file in _installed().backend:
             (folder / file.name).symlink_to(file)
     return root
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]
 
 
 def _command_line(pid: int) -> str:

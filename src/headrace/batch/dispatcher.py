@@ -17,6 +17,7 @@ from headrace.ports.job_store import JobStore
 
 _logger = logging.getLogger(__name__)
 _AHEAD: Final = 2
+_MOST_PATIENCE: Final = 8
 
 
 class Dispatcher:
@@ -40,6 +41,9 @@ class Dispatcher:
         self._metrics = metrics
         self._by = by
         self.wanted = asyncio.Event()  # there may be something to queue
+        self._expected = False  # and it was told that there is
+        self._dispatching = False
+        self._under_way = 0  # messages of ours that nobody is done with, or more where some failed
 
     async def run(self) -> None:
         """Queue what fits whenever something has changed. Never returns."""
@@ -53,30 +57,62 @@ class Dispatcher:
                 _logger.exception("chunks cannot be queued")
             await wanted_within(self.wanted, self._settings.look_s)
 
+    def planned(self) -> None:
+        """A job has chunks that wait."""
+        self._expected = True
+        self.wanted.set()
+
+    def done(self) -> None:
+        """A worker here is done with a chunk. Where nothing is left waiting, nobody looks."""
+        was_full = self._under_way >= self._window
+        self._under_way = max(0, self._under_way - 1)
+        if was_full or self._dispatching or self._queue.shared:
+            self.wanted.set()
+
+    def heard(self) -> None:
+        """Somebody has changed something: there may be work for a worker here that has none."""
+        if self._under_way < self._settings.chunks_in_hand and not self._queue.shared:
+            self.wanted.set()
+
+    @property
+    def _window(self) -> int:
+        settings = self._settings
+        # what only this process takes is queued when it is about to take it
+        return settings.window if self._queue.shared else settings.chunks_in_hand + _AHEAD
+
     async def dispatch(self) -> int:
         """Queue what fits; how many chunks that were. Raises StoreUnavailable."""
-        settings, shared = self._settings, self._queue.shared
-        # what only this process takes is queued when it is about to take it
-        window = settings.window if shared else settings.chunks_in_hand + _AHEAD
-        chunks = await self._store.queue_chunks(by=self._by, window=window, shared=shared)
-        await self._send(chunks)
+        expected, self._expected = self._expected, False
+        self._dispatching = True
+        try:
+            chunks = await self._store.queue_chunks(
+                by=self._by, window=self._window, shared=self._queue.shared, expected=expected
+            )
+            await self._send(chunks)
+        finally:
+            self._dispatching = False
         return len(chunks)
 
     async def repeat(self) -> int:
         """Queue anew what nobody took: its message was lost. Raises StoreUnavailable."""
-        after_s = self._settings.requeue_after_s
-        chunks = await self._store.requeue(by=self._by, older_than_s=after_s)
+        chunks = await self._store.requeue(
+            by=self._by,
+            older_than_s=self._settings.requeue_after_s,
+            # a shared queue may only be behind: what is repeated there keeps it behind
+            most_patience=_MOST_PATIENCE if self._queue.shared else 1,
+        )
         await self._send(chunks)
         return len(chunks)
 
     async def _send(self, chunks: Sequence[Chunk]) -> None:
         most = self._settings.max_chunk_failures
         messages = [
-            Message(ref=chunk.ref, failures=chunk.failures)
+            Message(ref=chunk.ref, failures=chunk.failures, attempt=chunk.attempt)
             for chunk in chunks
             if chunk.failures < most
         ]
         if messages:
+            self._under_way += len(messages)
             await self._queue.publish(messages)
         for chunk in chunks:
             if chunk.failures >= most:

@@ -6,6 +6,7 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
+from headrace.domain.errors import Unsupported
 from headrace.domain.jobs import Target
 from headrace.domain.names import RULE, is_name
 from headrace.domain.parameters import InvalidParam
@@ -15,6 +16,28 @@ _INFER: Final = re.compile(r"/v2/models/([^/?#]+)(?:/versions/([^/?#]+))?/infer"
 OPENAI_ENDPOINTS: Final = frozenset({"/v1/embeddings", "/v1/chat/completions", "/v1/completions"})
 _PARAM: Final = "endpoint"
 _MAX_CHARS: Final = 1024
+
+
+def at_openai(model: str) -> InvalidParam:
+    """What is told of a target whose model is at endpoints that speak OpenAI's API alone."""
+    return InvalidParam(
+        _PARAM,
+        f"model '{model}' is at an endpoint that speaks OpenAI's API: the endpoint of its batches "
+        f"is one of {', '.join(sorted(OPENAI_ENDPOINTS))}, with the model in each row's body",
+    )
+
+
+def streamed(model: str) -> InvalidParam:
+    """What is told of a target whose model answers a request any number of times."""
+    return InvalidParam(_PARAM, streamed_rows(model).message)
+
+
+def streamed_rows(model: str) -> Unsupported:
+    """What the rows of such a target are told, where it was not known beforehand."""
+    return Unsupported(
+        f"model '{model}' answers in a stream, and a row of a batch has one answer: ask it online, "
+        f"at /v2/models/{model}/generate_stream or by gRPC's ModelStreamInfer"
+    )
 
 
 def parse(endpoint: str) -> Target:

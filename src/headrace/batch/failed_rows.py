@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.batch.lines import Line, lines_of
 from headrace.batch.settings import BatchSettings
+from headrace.batch.storage import Bounded
 from headrace.domain.errors import BatchInconsistent
 from headrace.domain.jobs import Job
 from headrace.ports.job_store import Files
@@ -34,6 +35,10 @@ class _Failed(msgspec.Struct):
 _decode_failed: Final = msgspec.json.Decoder(_Failed).decode
 
 
+def _unbounded(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    return pieces
+
+
 class FailedRows:
     """Walks through the error file and the input side by side: both are in the rows' order."""
 
@@ -45,11 +50,18 @@ class FailedRows:
         self._codec = codec
         self._settings = settings
 
-    async def __call__(self, job: Job, key: str, *, codes: frozenset[str] | None = None) -> int:
+    async def __call__(
+        self,
+        job: Job,
+        key: str,
+        *,
+        codes: frozenset[str] | None = None,
+        bounded: Bounded = _unbounded,
+    ) -> int:
         """See headrace.batch.jobs.FailedRows."""
         errors = await self._store.file(job.tenant, job.error_file)
         limit = self._settings.max_file_bytes
-        lines = self._lines(job, errors.key, codes)
+        lines = bounded(self._lines(job, errors.key, codes))
         return await self._objects.upload(key, lines, limit_bytes=limit)
 
     async def _lines(

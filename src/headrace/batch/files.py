@@ -9,23 +9,26 @@ from typing import Final
 
 from headrace.batch import ids
 from headrace.batch.settings import BatchSettings
+from headrace.batch.storage import Storage
 from headrace.domain.batch_requests import Description, Page
 from headrace.domain.calls import Call
 from headrace.domain.errors import (
     HeadraceError,
     NotFound,
     PayloadTooLarge,
+    RequestTimeout,
     StoreUnavailable,
     Unsupported,
 )
-from headrace.domain.files import File
-from headrace.domain.parameters import FileTooLarge, InvalidParam
+from headrace.domain.files import OTHER_PURPOSES, File
+from headrace.domain.parameters import FilesFull, FileTooLarge, InvalidParam
 from headrace.ports import job_store
 from headrace.ports.object_store import ObjectStore
 
 #: Where uploaded files lie in the object store; whoever makes a file for a job writes there too.
 FOLDER: Final = "batch/files"
 _PURPOSE: Final = "batch"
+_KEPT_FOR: Final = frozenset({"", "batch", "batch_output"})
 _MIN_EXPIRY_S: Final = 3600
 _MAX_EXPIRY_S: Final = 30 * 86_400
 _MAX_FILENAME: Final = 255
@@ -43,12 +46,14 @@ class Files:
         *,
         store: job_store.Files,
         objects: ObjectStore,
+        storage: Storage,
         settings: BatchSettings,
         clock: Callable[[], float],
         new_id: ids.NewId = ids.new_id,
     ) -> None:
         self._store = store
         self._objects = objects
+        self._storage = storage
         self._settings = settings
         self._clock = clock
         self._new_id = new_id
@@ -67,26 +72,40 @@ class Files:
         call: Call,
         pieces: AsyncIterator[bytes],
         describe: Callable[[], Description],
+        *,
+        at_least: int = 0,
     ) -> File:
         """Keep what comes. `describe` is asked behind the last piece: fields have no order.
 
+        `at_least` is how many bytes are known to come.
         The object is written before the file is known: a file always has its bytes. A process that
-        ends in between leaves an object below `FOLDER` that no file names.
+        ends in between leaves an object below `FOLDER` that no file names, see Sweep.
 
         Raises:
             InvalidParam: see `require`.
             FileTooLarge.
+            FilesFull: the tenant's files take what they may. Nothing is kept.
+            RequestTimeout: see `require_in_time`.
             StoreUnavailable, StorageFull.
         """
+        async with self._storage.writing(call.principal.tenant, at_least=at_least) as writing:
+            return await self._upload(call, writing.bounded(pieces), describe)
+
+    async def _upload(
+        self, call: Call, pieces: AsyncIterator[bytes], describe: Callable[[], Description]
+    ) -> File:
         now = self._clock()
         id_ = self._new_id(ids.FILE, now)
         key = f"{FOLDER}/{id_}"
         limit = self._settings.max_file_bytes
         try:
             size = await self._objects.upload(key, pieces, limit_bytes=limit)
+        except FilesFull:
+            raise
         except PayloadTooLarge as error:
             raise FileTooLarge(limit) from error
         try:
+            require_in_time(now, self._clock(), self._settings)
             said = _require_description(describe())
             keep_s = said.expires_after_s or self._settings.file_retention_s
             return await self._store.add_file(
@@ -99,6 +118,7 @@ class Files:
                     key=key,
                     expires_at=int(now) + keep_s,
                 ),
+                quotas=self._storage.quotas,
                 once=call.once,
             )
         except StoreUnavailable:
@@ -124,14 +144,18 @@ class Files:
         """Files, the newest first unless `ascending`.
 
         Raises:
-            InvalidParam: `limit` is not 1 to 10000, or `after` is no file's id.
+            InvalidParam: `limit` is not 1 to 10000, `after` is no file's id, or nobody keeps files
+                for that purpose. An `after` that is gone begins the list anew: who deletes what is
+                listed, page by page, comes to all of them.
         """
         limit = _PAGE if limit is None else limit
         if not 1 <= limit <= _PAGE:
             raise InvalidParam("limit", f"expected 1 to {_PAGE}")
         if after and not ids.is_id(ids.FILE, after):
             raise InvalidParam("after", "expected the id of the last file of the page before")
-        if purpose not in {"", "batch", "batch_output"}:
+        if purpose not in _KEPT_FOR:
+            if purpose not in OTHER_PURPOSES:
+                raise InvalidParam("purpose", f"expected {' or '.join(sorted(_KEPT_FOR - {''}))}")
             return Page((), has_more=False)  # none is here for what is not offered
         found = await self._store.files(
             job_store.PageQuery(
@@ -179,6 +203,15 @@ def require_file_id(id_: str, param: str = "") -> None:
     if not ids.is_id(ids.FILE, id_):
         where = f"{param}: " if param else ""
         raise NotFound(f"{where}there is no file {id_[:64]!a}")
+
+
+def require_in_time(began: float, now: float, settings: BatchSettings) -> None:
+    """Raise RequestTimeout where an object that is no file yet may soon be taken for an orphan."""
+    limit_s = settings.orphan_age_s / 2
+    if now - began > limit_s:
+        raise RequestTimeout(
+            f"writing the file took longer than {limit_s:.0f} s: split it into several batches"
+        )
 
 
 def require_expiry(param: str, seconds: int) -> int:

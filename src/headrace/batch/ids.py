@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, without i, l, o and u
 _RANDOM_BITS: Final = 80
@@ -25,6 +25,16 @@ def new_id(prefix: str, at_s: float) -> str:
     value = (int(at_s * 1000) << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
     shifts = range(5 * (_CHARACTERS - 1), -1, -5)
     return prefix + "".join(_ALPHABET[(value >> shift) & 31] for shift in shifts)
+
+
+def file_of(job: str, kind: Literal["output", "errors"]) -> str:
+    """The file that a job writes: of the job, so that finishing again makes no other."""
+    return f"{FILE}{job.removeprefix(BATCH)}{kind[0]}"
+
+
+def job_of(file: str) -> str:
+    """The job whose file it is, if it is one's: else there is no such job."""
+    return f"{BATCH}{file.removeprefix(FILE)[:-1]}"
 
 
 def is_id(prefix: str, text: str) -> bool:

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeAlias
 
 from headrace.batch import endpoints, ids
-from headrace.batch.files import FOLDER, require_expiry, require_file_id
+from headrace.batch.files import FOLDER, require_expiry, require_file_id, require_in_time
 from headrace.batch.settings import BatchSettings
+from headrace.batch.spare_hands import Offer, nobody
+from headrace.batch.storage import Bounded, Storage
 from headrace.domain.batch_requests import Again, NewJob, Page
-from headrace.domain.calls import Call
+from headrace.domain.calls import OPERATOR, Call
 from headrace.domain.errors import (
     Conflict,
     Forbidden,
@@ -19,15 +21,17 @@ from headrace.domain.errors import (
     NotFound,
     Overloaded,
     StoreUnavailable,
-    UnknownModel,
 )
 from headrace.domain.files import File
 from headrace.domain.jobs import FINAL, Job, Target
+from headrace.domain.names import is_name
 from headrace.domain.parameters import InvalidParam
-from headrace.domain.scopes import BATCH
-from headrace.ports.job_store import JobStore, PageQuery, Quotas
+from headrace.domain.scopes import ADMIN, BATCH
+from headrace.ports.job_store import JobClaim, JobStore, PageQuery
 from headrace.ports.object_store import ObjectStore
 
+#: Instead of a tenant's name, which none can have.
+EVERYBODY: Final = "*"
 _PAGE: Final = 20
 _MAX_PAGE: Final = 100
 _MAX_PRIORITY: Final = 10
@@ -44,22 +48,26 @@ _BUSY_RETRY_S: Final = 5.0
 class FailedRows(Protocol):
     """Makes the input of a retry."""
 
-    async def __call__(self, job: Job, key: str, *, codes: frozenset[str] | None) -> int:
+    async def __call__(
+        self, job: Job, key: str, *, codes: frozenset[str] | None, bounded: Bounded
+    ) -> int:
         """Write the input lines of an ended job's failed rows to the object `key`; its bytes.
 
         With `codes`, of those only that failed with one of them: there may be none.
 
         Raises:
             NotFound: the job's input or its error file is gone.
+            FilesFull: `bounded` says so. Nothing is kept.
         """
         ...
 
 
-#: Answers why a tenant's job for a target is refused, or None. Asked of targets with a model.
-Unknown: TypeAlias = Callable[[str, Target], Awaitable[UnknownModel | None]]
+#: Answers why each row of a tenant's job for a target would fail, or None. Asked of targets with a
+#: model.
+Obstacle: TypeAlias = Callable[[str, Target], Awaitable[HeadraceError | None]]
 
 
-async def _known(_: str, __: Target) -> None:
+async def _nothing(_: str, __: Target) -> None:
     return None
 
 
@@ -72,13 +80,15 @@ class Jobs:
         store: JobStore,
         objects: ObjectStore,
         failed_rows: FailedRows,
+        storage: Storage,
         settings: BatchSettings,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         new_id: ids.NewId = ids.new_id,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         changed: Callable[[], None] = lambda: None,
-        unknown: Unknown = _known,
+        offer: Offer = nobody,
+        obstacle: Obstacle = _nothing,
     ) -> None:
         self._store = store
         self._objects = objects
@@ -89,17 +99,16 @@ class Jobs:
         self._new_id = new_id
         self._sleep = sleep
         self._changed = changed  # told of what there is to do now
-        self._unknown = unknown
+        self._offer = offer
+        self._obstacle = obstacle
         self._followers = 0
-        self._quotas = Quotas(
-            jobs=settings.max_jobs_per_tenant, rows_bytes=settings.max_job_bytes_per_tenant
-        )
+        self._storage = storage
 
     async def create(self, call: Call, wanted: NewJob) -> Job:
         """Begin a job.
 
         Raises:
-            InvalidParam: a parameter cannot be.
+            InvalidParam: a parameter cannot be, or the model is none for rows.
             Forbidden: the caller may not use batches, or not that model.
             UnknownModel: nobody serves the model.
             NotFound: there is no such file, or it is another tenant's.
@@ -137,36 +146,58 @@ class Jobs:
             ),
         )
 
-    async def get(self, call: Call, id_: str) -> Job:
-        """One job. Raises NotFound."""
-        _require_job_id(id_)
-        return await self._store.job(call.principal.tenant, id_)
-
-    async def find(self, call: Call, *, limit: int | None = None, after: str = "") -> Page[Job]:
-        """Jobs, the newest first.
+    async def get(self, call: Call, id_: str, *, tenant: str = "") -> Job:
+        """One job, of the caller's tenant unless it is said of which.
 
         Raises:
-            InvalidParam: `limit` is not 1 to 100, or `after` is no job's id.
+            NotFound.
+            Forbidden, InvalidParam: see `_tenant`.
         """
+        tenant = _tenant(call, tenant)
+        _require_job_id(id_)
+        return await self._store.job(tenant, id_)
+
+    async def find(
+        self, call: Call, *, limit: int | None = None, after: str = "", tenant: str = ""
+    ) -> Page[Job]:
+        """Jobs, the newest first: those of the caller's tenant, of the `tenant`, or of EVERYBODY.
+
+        Raises:
+            InvalidParam: `limit` is not 1 to 100, or `after` is none of these jobs' ids.
+            Forbidden: see `_tenant`.
+        """
+        everybody = tenant == EVERYBODY
+        tenant = _tenant(call, tenant, or_everybody=True)
         limit = _PAGE if limit is None else limit
         if not 1 <= limit <= _MAX_PAGE:
             raise InvalidParam("limit", f"expected 1 to {_MAX_PAGE}")
         if after and not ids.is_id(ids.BATCH, after):
             raise InvalidParam("after", "expected the id of the last batch of the page before")
+        if after and not everybody:
+            await self._require_seen(tenant, after)
         found = await self._store.jobs(
-            PageQuery(tenant=call.principal.tenant, limit=limit, after=after)
+            PageQuery(tenant=tenant, limit=limit, after=after, everybody=everybody)
         )
         return Page(found[:limit], has_more=len(found) > limit)
 
-    async def cancel(self, call: Call, id_: str) -> Job:
+    async def _require_seen(self, tenant: str, after: str) -> None:
+        """Raises InvalidParam: a page behind a job that is not there would be the first one."""
+        try:
+            await self._store.job(tenant, after)
+        except NotFound as error:
+            raise InvalidParam("after", f"there is no batch {after[:64]!a}") from error
+
+    async def cancel(self, call: Call, id_: str, *, tenant: str = "") -> Job:
         """Run no more of its rows; those that were run keep their answers.
 
         Raises:
             NotFound.
             Conflict: it has ended otherwise.
+            Forbidden, InvalidParam: see `_tenant`.
         """
+        tenant = _tenant(call, tenant)
         _require_job_id(id_)
-        job = await self._store.cancel_job(call.principal.tenant, id_)
+        job = await self._store.cancel_job(tenant, id_)
         self._changed()
         if job.state in FINAL and job.state != "cancelled":
             raise Conflict(f"batch '{id_}' is {job.state}: only one that goes on can be cancelled")
@@ -179,6 +210,8 @@ class Jobs:
             InvalidParam, Forbidden, UnknownModel, TenantBusy: as `create`.
             NotFound: there is no such job, or its files are gone.
             Conflict: it has not ended, or no row of it failed so.
+            FilesFull: the tenant's files take what they may.
+            RequestTimeout: see `require_in_time`.
         """
         window = self._window_s(again.completion_window) if again.completion_window else None
         self._require(again.metadata or {}, again.priority or 0, again.max_attempts)
@@ -188,33 +221,12 @@ class Jobs:
         _require_allowed(call, job.target)
         _require_failed_rows(job)
         await self._require_model(call, job.target)
-        now = self._clock()
-        file_id = self._new_id(ids.FILE, now)
-        key = f"{FOLDER}/{file_id}"
-        size = await self._failed_rows(job, key, codes=again.codes)
-        if not size:
-            await self._objects.remove(key)
-            codes = " or ".join(sorted(again.codes or ()))
-            raise Conflict(f"no row of batch '{job.id}' failed with {codes}")
-        try:
-            file = await self._store.add_file(
-                File(
-                    id=file_id,
-                    tenant=job.tenant,
-                    purpose="batch",
-                    filename=f"{job.id}-failed.jsonl",
-                    size_bytes=size,
-                    key=key,
-                    expires_at=int(now) + self._settings.file_retention_s,
-                )
-            )
-        except StoreUnavailable:
-            raise  # the file may be known all the same, and then it needs its bytes
-        except HeadraceError:
-            await self._objects.remove(key)
-            raise
+        if self._storage.quotas.bound_jobs:  # before much is written in vain
+            self._storage.quotas.require_job(await self._store.used(job.tenant), 1)
+        async with self._storage.writing(job.tenant) as writing:
+            file = await self._write_again(job, again.codes, writing.bounded)
         wanted = Job(
-            id=self._new_id(ids.BATCH, now),
+            id=self._new_id(ids.BATCH, self._clock()),
             tenant=job.tenant,
             principal=call.principal.name,
             target=job.target,
@@ -282,8 +294,47 @@ class Jobs:
         finally:
             self._followers -= 1
 
+    async def _write_again(self, job: Job, codes: frozenset[str] | None, bounded: Bounded) -> File:
+        """The input of a retry."""
+        now = self._clock()
+        file_id = self._new_id(ids.FILE, now)
+        key = f"{FOLDER}/{file_id}"
+        size = await self._failed_rows(job, key, codes=codes, bounded=bounded)
+        if not size:
+            await self._objects.remove(key)
+            named = " or ".join(sorted(codes or ()))
+            raise Conflict(f"no row of batch '{job.id}' failed with {named}")
+        try:
+            require_in_time(now, self._clock(), self._settings)
+            return await self._store.add_file(
+                File(
+                    id=file_id,
+                    tenant=job.tenant,
+                    purpose="batch",
+                    filename=f"{job.id}-failed.jsonl",
+                    size_bytes=size,
+                    key=key,
+                    expires_at=int(now) + self._settings.file_retention_s,
+                ),
+                quotas=self._storage.quotas,
+            )
+        except StoreUnavailable:
+            raise  # the file may be known all the same, and then it needs its bytes
+        except HeadraceError:
+            await self._objects.remove(key)
+            raise
+
     async def _begin(self, call: Call, job: Job) -> Job:
-        begun = await self._store.create_job(job, quotas=self._quotas, once=call.once)
+        # a large file is planned in its turn
+        offer = self._offer if job.input_bytes <= self._settings.small_file_bytes else nobody
+        with offer() as spare:
+            hold = spare.hold if spare is not None else None
+            begun = await self._store.create_job(
+                job, quotas=self._storage.quotas, once=call.once, hold=hold
+            )
+            if spare is not None:
+                spare.give(JobClaim.of_new(begun, spare.hold))
+                return begun
         self._changed()
         return begun
 
@@ -301,9 +352,9 @@ class Jobs:
         return seconds
 
     async def _require_model(self, call: Call, target: Target) -> None:
-        """Raises UnknownModel: every row would fail with it. Rows may name their models."""
+        """Raises why every row would fail. Rows may name their models."""
         if target.model:
-            problem = await self._unknown(call.principal.tenant, target)
+            problem = await self._obstacle(call.principal.tenant, target)
             if problem is not None:
                 raise problem
 
@@ -324,6 +375,27 @@ class Jobs:
         most = self._settings.max_attempts_limit
         if max_attempts is not None and not 1 <= max_attempts <= most:
             raise InvalidParam("max_attempts", f"expected 1 to {most}")
+
+
+def _tenant(call: Call, asked: str, *, or_everybody: bool = False) -> str:
+    """Whose jobs a caller asks for: its tenant's, where it does not say.
+
+    Raises:
+        Forbidden: only who operates the platform sees another tenant's jobs.
+        InvalidParam: no tenant is called so.
+    """
+    principal = call.principal
+    if not asked or asked == principal.tenant:
+        return principal.tenant
+    if principal.tenant != OPERATOR or not principal.grants.has(ADMIN):
+        raise Forbidden(
+            "batches of other tenants are shown to callers of the tenant "
+            f"'{OPERATOR}' with the scope {ADMIN} only: leave out the tenant"
+        )
+    if not is_name(asked) and not (or_everybody and asked == EVERYBODY):
+        what = f"a tenant's name, or '{EVERYBODY}' for all" if or_everybody else "a tenant's name"
+        raise InvalidParam("tenant", f"expected {what}")
+    return asked
 
 
 def _require_job_id(id_: str) -> None:
@@ -358,5 +430,9 @@ def _require_failed_rows(job: Job) -> None:
     if job.state not in FINAL:
         raise Conflict(f"batch '{job.id}' is {job.state}: wait for its end, or cancel it")
     if not job.error_file:
-        why = "its file was refused as a whole" if job.state == "failed" else "none failed"
+        why = (
+            "its file was refused as a whole, or is gone"
+            if job.state == "failed"
+            else "none failed"
+        )
         raise Conflict(f"batch '{job.id}' has no failed rows to run again: {why}")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 SLICE_BYTES: Final = 256 * 1024
+#: Lines that are looked at in a stretch: however short they are, others get their turn behind them.
+LINES_AT_ONCE: Final = 256
+_text: Final = re.compile(rb"[^ \t\n\r\v\f]").search  # what bytes.strip does not take off
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +47,24 @@ class Lines:
         while (newline := piece.find(b"\n", start)) >= 0:
             yield self._line(piece[start:newline], 1)
             start = newline + 1
+        self._keep(piece[start:] if start else piece)
+
+    def filled(self, piece: bytes) -> Iterator[Line]:
+        """The lines that end in `piece` and are not blank: the others cost next to nothing."""
+        start = 0
+        while True:
+            if not self._begun and (after := past_blank(piece, start, self._limit)) > start:
+                self.number += piece.count(b"\n", start, after)
+                self.at += after - start
+                start = after
+                continue  # there are more of them, if they are over the limit together
+            newline = piece.find(b"\n", start)
+            if newline < 0:
+                break
+            line = self._line(piece[start:newline], 1)
+            start = newline + 1
+            if not line.is_blank:
+                yield line
         self._keep(piece[start:] if start else piece)
 
     def ending_in(self, piece: bytes) -> bytes:
@@ -88,13 +111,48 @@ class Lines:
         return line
 
 
+def past_blank(text: bytes, start: int, limit_bytes: int) -> int:
+    """Where to go on from the start of a line: behind blank ones, so many bytes of them at most."""
+    end = min(start + limit_bytes, len(text))
+    if (found := _text(text, start, end)) is not None:
+        end = found.start()
+    return max(start, text.rfind(b"\n", start, end) + 1)
+
+
+def filled_lines(text: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text, from the start of one of them on, that are not blank.
+
+    Each has its number, 0 is the first.
+    """
+    number, size = 0, len(text)
+    while start < size:
+        if (after := past_blank(text, start, size)) > start:
+            number += text.count(b"\n", start, after)
+            start = after
+        newline = text.find(b"\n", start)
+        if newline < 0:
+            newline = size
+        line = text[start:newline]
+        start = newline + 1
+        if line.strip():
+            yield number, line
+        number += 1
+
+
 async def lines_of(
     pieces: AsyncIterator[bytes], *, limit_bytes: int, slice_bytes: int = SLICE_BYTES
 ) -> AsyncGenerator[list[Line], None]:
-    """The lines of a stream, some at a time, so that others get their turn in between."""
+    """The lines of a stream, some at a time, so that others get their turn in between.
+
+    Blank ones are left out, but for a last one that no newline ends.
+    """
     lines = Lines(limit_bytes=limit_bytes)
     async for some in slices_of(pieces, slice_bytes=slice_bytes):
-        yield list(lines.feed(some))
+        found = lines.filled(some)
+        while batch := list(islice(found, LINES_AT_ONCE)):
+            yield batch
+            if len(batch) == LINES_AT_ONCE:
+                await asyncio.sleep(0)
     yield list(lines.rest())
 
 

@@ -33,6 +33,11 @@ class Batch(msgspec.Struct):
     request: InferRequest | None = None  # about all rows, where they were decoded together
     text: memoryview | bytes = b""  # their lines then; the rows have no requests of their own yet
 
+    @property
+    def rows_asked(self) -> int:
+        """Rows of the model; those of the file, where nothing else is known."""
+        return self.length or len(self.rows)
+
     def add(self, place: int, row: Row, length: int, size_bytes: int) -> None:
         """Take a row in."""
         self.places.append(place)
@@ -131,6 +136,12 @@ def check(batch: Batch, response: InferResponse) -> None:
             what = f"shape {list(shape)} for {batch.length} rows"
             msg = f"output '{tensor.name}' of model '{response.model}' has {what}"
             raise InvalidResponse(msg)
+
+
+def part_of(response: InferResponse, start: int, end: int) -> InferResponse:
+    """The answer to the model's rows from `start` to before `end`: views of the whole."""
+    views = [Tensor(t.name, t.datatype, t.array[start:end]) for t in response.outputs]
+    return InferResponse(response.model, response.version, views, "", response.parameters)
 
 
 def taken_apart(batch: Batch, response: InferResponse) -> list[InferResponse]:

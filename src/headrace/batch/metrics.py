@@ -25,6 +25,10 @@ class BatchMetrics:
         self.failures = metrics.counter(
             "headrace_batch_chunk_failures_total", "Chunks that were handed back after a failure."
         ).labels()
+        self.passed_on = metrics.counter(
+            "headrace_batch_passed_on_total",
+            "Chunks that were left to others, because this process does not know their model.",
+        ).labels()
         self.job_failures = metrics.counter(
             "headrace_batch_job_failures_total",
             "Jobs whose planning or finishing failed, and is tried again.",
@@ -35,6 +39,10 @@ class BatchMetrics:
         ).labels()
         self.dead_letters = metrics.counter(
             "headrace_batch_dead_letters_total", "Messages and chunks that were given up."
+        ).labels()
+        self.orphans = metrics.counter(
+            "headrace_batch_orphans_total",
+            "Objects that were removed because no file and no job needed them.",
         ).labels()
         self._jobs = metrics.counter(
             "headrace_batch_jobs_total", "Jobs that ended here, by state.", ("state",)

@@ -10,6 +10,13 @@ from headrace.ports.object_store import ObjectStore
 
 #: Answers may be far longer than their rows: more than this of a part is not held in memory.
 _HELD_BYTES: Final = 16 * 1024 * 1024
+#: What readers other than those of JSON Lines may take for the end of a line, as `str.splitlines`
+#: does, and how JSON writes it else. In JSON it stands nowhere but in texts.
+_BREAKS: Final = (
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+    (b"\xc2\x85", b"\\u0085"),
+)
 
 
 class PartWriter:
@@ -36,6 +43,9 @@ class PartWriter:
         """
         if not lines:
             return
+        lines = _unbroken(lines)
+        if self._held and self._held_bytes + len(lines) > self._most:
+            await self._put_piece()  # one long line goes alone, and is not copied
         self._held.append(lines)
         self._held_bytes += len(lines)
         self._size += len(lines)
@@ -69,3 +79,13 @@ class PartWriter:
             await self._objects.put(key, data)
         except AlreadyExists as error:  # an attempt has one holder: nobody else writes here
             raise BatchInconsistent(f"{key} is there already") from error
+
+
+def _unbroken(lines: bytes) -> bytes:
+    """Lines of JSON, none of which is broken by a separator in one of its texts."""
+    if lines.isascii():  # numbers mostly: that is known in no time
+        return lines
+    for separator, escaped in _BREAKS:
+        if separator in lines:
+            lines = lines.replace(separator, escaped)
+    return lines

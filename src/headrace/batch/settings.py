@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from headrace.batch.row_runner import RowRunnerSettings
+from headrace.batch.turns import TurnsSettings
 
 _DAY_S: Final = 86_400
 _MIB: Final = 1024 * 1024
@@ -29,6 +30,8 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_retry_delay_s: float = 30.0
     #: How rows are asked about.
     rows: RowRunnerSettings = RowRunnerSettings()
+    #: How it gives way to online requests.
+    turns: TurnsSettings = TurnsSettings()
     #: Largest file that may be uploaded, in bytes; beyond it 413.
     max_file_bytes: int = 10 * 1024 * _MIB
     #: Most rows of a job's file.
@@ -39,6 +42,9 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     chunk_bytes: int = 8 * _MIB
     #: Most rows that are worked on together.
     chunk_rows: int = 5000
+    #: Seconds that a chunk is worked on at a stretch; what is left of it then is a chunk that waits
+    #: for its turn, as those of other jobs do. Requests that are under way are waited for.
+    chunk_s: float = 5.0
     #: Seconds that an uploaded file is kept whose upload does not say it.
     file_retention_s: int = 30 * _DAY_S
     #: Seconds that the files with a job's answers are kept where its creation does not say it.
@@ -46,6 +52,9 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     #: Whether a job for a model that this process does not know is refused; false where other
     #: processes have models that this one has not.
     known_models_only: bool = True
+    #: Seconds for which a job that has come to a process without its model is left to others; after
+    #: so long without an answered row its rows fail with `model_not_found`. 0: at once.
+    model_patience_s: float = 600.0
     #: Shortest completion window that a job may ask for, in seconds.
     min_window_s: int = 3600
     #: Longest completion window that a job may ask for, in seconds.
@@ -58,12 +67,23 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_jobs_per_tenant: int = 1000
     #: Bytes of their input files together; 0: any number.
     max_job_bytes_per_tenant: int = 0
+    #: Bytes of a tenant's files together, with those that its jobs wrote; 0: any number. Beyond it
+    #: uploads and retries are refused with 413. Jobs write their answers in any case.
+    max_stored_bytes_per_tenant: int = 100 * 1024 * _MIB
+    #: Files of a tenant, with those that its jobs wrote; 0: any number. Beyond it as above.
+    max_files_per_tenant: int = 100_000
     #: Chunks that are queued or worked on at a time, over all jobs.
     window: int = 64
     #: Seconds after which a chunk that was queued and that nobody claimed is queued anew.
     requeue_after_s: float = 15.0
     #: Failures after which a chunk is given up and goes to the dead letters.
     max_chunk_failures: int = 5
+    #: Bytes of an input file that is small: however many jobs have larger ones, those with small
+    #: ones do not wait behind them to be planned or finished.
+    small_file_bytes: int = _MIB
+    #: Failures after which a job is given up that cannot be planned, or not be finished, for what
+    #: no wait mends by itself: with waits of up to `lease_s` in between, five minutes.
+    max_job_failures: int = 24
     #: Seconds between looks at a job that somebody follows.
     follow_poll_s: float = 0.5
     #: Seconds without news after which whoever follows a job is told that the stream is alive.
@@ -72,6 +92,11 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     follow_max_s: float = 3600.0
     #: Jobs that are followed at a time in a process; beyond it 503.
     max_followers: int = 256
+    #: Seconds between looks at all objects for those that no file and no job needs, which killed
+    #: processes leave; 0: never. Each process looks.
+    sweep_s: float = 3600.0
+    #: Seconds that such an object is left alone. An upload or a retry may take half of them.
+    orphan_age_s: float = float(_DAY_S)
     #: Seconds that the URL of a file at its object store is good for.
     presigned_s: int = 3600
 
@@ -79,17 +104,22 @@ class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name in (
             "max_file_bytes", "max_rows", "max_row_bytes", "chunk_bytes", "chunk_rows",
             "file_retention_s", "output_retention_s", "min_window_s", "max_attempts", "window",
-            "max_chunk_failures", "max_followers", "presigned_s",
+            "max_chunk_failures", "max_job_failures", "max_followers", "presigned_s",
+            "small_file_bytes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
             "chunks_in_hand", "lease_s", "look_s", "backlog_s", "max_retry_delay_s",
             "requeue_after_s", "follow_poll_s", "follow_heartbeat_s", "follow_max_s",
+            "orphan_age_s", "chunk_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-        for name in ("max_jobs_per_tenant", "max_job_bytes_per_tenant"):
+        for name in (
+            "max_jobs_per_tenant", "max_job_bytes_per_tenant", "max_stored_bytes_per_tenant",
+            "max_files_per_tenant", "sweep_s", "model_patience_s",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_row_bytes > self.chunk_bytes:

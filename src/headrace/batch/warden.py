@@ -37,10 +37,22 @@ class Warden:
 
     async def run(self) -> None:
         """Look again and again. Never returns."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look())
+            tasks.create_task(self._tidy())
+
+    async def _look(self) -> None:
         while True:
-            for duty in (self.leases, self._dispatcher.repeat, self.windows, self.garbage):
-                await self._do(duty)
+            for duty in (self.leases, self._dispatcher.repeat, self.windows):
+                if await self._do(duty):
+                    self._changed()
             await asyncio.sleep(self._settings.look_s)
+
+    async def _tidy(self) -> None:
+        """Remove garbage beside the rest, which is not to wait for it, as long as there is much."""
+        while True:
+            if await self._do(self.garbage) < _SOME:
+                await asyncio.sleep(self._settings.look_s)
 
     async def leases(self) -> int:
         """Let go of chunks whose workers are silent."""
@@ -75,11 +87,11 @@ class Warden:
             await self._store.removed(removed)
         return len(removed)
 
-    async def _do(self, duty: Callable[[], Awaitable[int]]) -> None:
+    async def _do(self, duty: Callable[[], Awaitable[int]]) -> int:
         try:
-            if await duty():
-                self._changed()
+            return await duty()
         except HeadraceError as error:
             _logger.warning("%s", error.message)
         except Exception:  # the root of a task
             _logger.exception("looking after jobs failed")
+        return 0

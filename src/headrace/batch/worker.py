@@ -14,11 +14,15 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from headrace.batch.chunk_leases import ChunkLeases, Lease
+from headrace.batch.known_models import KnownModels
+from headrace.batch.lines import filled_lines
 from headrace.batch.metrics import BatchMetrics
 from headrace.batch.not_run import not_run, request_id
 from headrace.batch.parts import PartWriter
-from headrace.batch.row_runner import RowJob, RowRunner
+from headrace.batch.row_job import RowJob
+from headrace.batch.row_runner import RowRunner
 from headrace.batch.settings import BatchSettings
+from headrace.batch.spare_hands import Offer, Spare, nobody
 from headrace.domain.calls import Principal
 from headrace.domain.chunks import ChunkRef, ChunkResult, Span
 from headrace.domain.errors import (
@@ -31,13 +35,14 @@ from headrace.domain.errors import (
 from headrace.domain.jobs import Job
 from headrace.domain.scopes import EVERYTHING
 from headrace.ports.job_queue import DeadLetter, Delivery, JobQueue
-from headrace.ports.job_store import ClaimedChunk, JobStore
+from headrace.ports.job_store import ClaimedChunk, Completed, JobStore
 from headrace.ports.object_store import ObjectStore
 from headrace.ports.rows import RowCodec
 
 _logger = logging.getLogger(__name__)
 _BACK_OFF_S: Final = 1.0
 _MAX_DOUBLINGS: Final = 32
+_LARGE_BYTES: Final = 1024 * 1024
 #: Of the platform, whichever chunk it is.
 _PASSING: Final = (StoreUnavailable, StorageFull)
 #: Makes what runs the rows of a job's chunk.
@@ -47,6 +52,19 @@ NewRunner: TypeAlias = Callable[[Job], Awaitable[RowRunner]]
 def _has_failed(delivery: Delivery) -> bool:
     """Whether a message is about a chunk that working on has failed before."""
     return delivery.message is not None and delivery.message.failures > 0
+
+
+async def _joined(pieces: list[bytes]) -> bytes:
+    """Pieces as one; many bytes on a thread, as such a join lets go of the interpreter."""
+    if len(pieces) < 2 or sum(map(len, pieces)) < _LARGE_BYTES:  # noqa: PLR2004
+        return b"".join(pieces)
+    return await asyncio.to_thread(b"".join, pieces)
+
+
+def _rest(span: Span, lines: bytes, rows: int) -> Span:
+    """Where the rows of a chunk lie behind its first `rows`, which are `lines`."""
+    start, line = span.start + len(lines), span.first_line + lines.count(b"\n")
+    return Span(start, span.end, line, span.rows - rows)
 
 
 def _leave(room: asyncio.Semaphore, places: int, _: object) -> None:
@@ -69,7 +87,10 @@ class Worker:
         settings: BatchSettings,
         metrics: BatchMetrics,
         holder: str,
+        known_models: KnownModels | None = None,
         changed: Callable[[], None],
+        done: Callable[[], None] = lambda: None,
+        offer: Offer = nobody,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -81,7 +102,10 @@ class Worker:
         self._settings = settings
         self._metrics = metrics
         self._holder = holder
+        self._known_models = known_models  # None: whatever comes is run here
         self._changed = changed
+        self._done = done
+        self._offer = offer
         self._clock = clock
 
     async def run(self) -> None:
@@ -143,17 +167,23 @@ class Worker:
             self._metrics.dead_letters.value += 1
             delivery.done()
             return
+        is_looked_for = True
         claimed = await self._claimed(message.ref)
         if claimed is None:
             self._metrics.duplicates.value += 1
         elif claimed.chunk.failures and not message.failures:
             # an old message, come again: it failed since, and there may be others beside it here
             await self._hand_back(claimed)
+        elif await self._left_to_others(claimed):
+            delivery.done()
+            return  # nobody is woken here: it would come back before others have looked
         else:
             async with self._leases.kept(claimed.claim) as lease:
-                await self._work(claimed, lease)
+                is_looked_for = await self._work(claimed, lease)
         delivery.done()  # after the store knows: what is lost in between is delivered again
-        self._changed()
+        self._done()
+        if is_looked_for:
+            self._changed()
 
     async def _claimed(self, ref: ChunkRef) -> ClaimedChunk | None:
         """Claim a chunk. Cancelled meanwhile, it hands back what it may have been given."""
@@ -168,16 +198,36 @@ class Worker:
                     await self._hand_back(claimed)
             raise
 
-    async def _work(self, claimed: ClaimedChunk, lease: Lease) -> None:
-        """Bring a chunk to its end, or hand it back."""
+    async def _left_to_others(self, claimed: ClaimedChunk) -> bool:
+        """Hand a chunk back whose model others may have; whether it was."""
+        if self._known_models is None:
+            return False
+        try:
+            leave_s = await self._known_models.leave_s(claimed)
+        except asyncio.CancelledError:
+            await self._hand_back(claimed)
+            raise
+        if leave_s is None:
+            return False
+        await self._hand_back(claimed, delay_s=leave_s)
+        return True
+
+    async def _work(self, claimed: ClaimedChunk, lease: Lease) -> bool:
+        """Bring a chunk to its end, or hand it back; whether there may be a job to finish now."""
         begun = self._clock()
         try:
-            result = await self._result(claimed, lease)
-            if result is None:
+            worked = await self._result(claimed, lease)
+            if worked is None:
                 self._metrics.lost_leases.value += 1
                 await self._hand_back(claimed)  # given up over a silent store, it may be ours yet
-            elif await self._complete(lease, result):
-                self._metrics.chunk(claimed.job, result, self._clock() - begun)
+            else:
+                result, rest = worked
+                # with a rest there is nothing to finish yet, and something to queue
+                with self._offer() if rest is None else nobody() as spare:
+                    completed = await self._complete(lease, result, rest, spare)
+                if completed is not None:
+                    self._metrics.chunk(claimed.job, result, self._clock() - begun)
+                    return spare is None
         except _PASSING as error:  # nothing that the chunk is to blame for
             _logger.warning("a chunk of %s has to wait: %s", claimed.job.id, error.message)
             await self._hand_back(claimed, delay_s=self._delay_s(claimed.chunk.attempt))
@@ -189,31 +239,43 @@ class Worker:
         except Exception as error:
             _logger.exception("a chunk of %s was not worked on", claimed.job.id)
             await self._fail(claimed, f"{type(error).__name__}: {error}")
+        return True
 
-    async def _complete(self, lease: Lease, result: ChunkResult) -> bool:
-        """Tell the store, as long as the lease may be ours; False where it is not.
+    async def _complete(
+        self, lease: Lease, result: ChunkResult, rest: Span | None, spare: Spare | None
+    ) -> Completed | None:
+        """Tell the store, as long as the lease may be ours; None where it is not.
 
         An answer that was lost leaves it open which: then the chunk is done, and not counted here.
         """
         while True:
             try:
-                known = await self._store.complete_chunk(lease.claim, result)
+                completed = await self._store.complete_chunk(
+                    lease.claim, result, rest, hold=spare.hold if spare is not None else None
+                )
             except StoreUnavailable as error:
                 if self._clock() >= lease.until:
                     raise
                 _logger.warning("a chunk's result has to wait: %s", error.message)
                 await asyncio.sleep(_BACK_OFF_S)
             else:
-                if not known:
+                if completed is None:
                     self._metrics.lost_leases.value += 1
-                return known
+                elif spare is not None and completed.claim is not None:
+                    spare.give(completed.claim)
+                return completed
 
-    async def _result(self, claimed: ClaimedChunk, lease: Lease) -> ChunkResult | None:
-        """Run the rows and write the parts. None: the lease was lost, and all was in vain."""
+    async def _result(
+        self, claimed: ClaimedChunk, lease: Lease
+    ) -> tuple[ChunkResult, Span | None] | None:
+        """Run rows and write the parts: what became of them, and where the rows lie that are left.
+
+        None: the lease was lost, and all was in vain.
+        """
         job, chunk = claimed.job, claimed.chunk
         span = chunk.span
         pieces = self._objects.read(job.input_key, span.start, span.end)
-        lines = b"".join([piece async for piece in pieces])
+        lines = await _joined([piece async for piece in pieces])
         if len(lines) != span.end - span.start:
             msg = (
                 f"the input of {job.id} has changed: {len(lines)} bytes of chunk {chunk.ref.index}"
@@ -236,25 +298,35 @@ class Worker:
             max_attempts=job.max_attempts,
         )
         runner = await self._new_runner(job)
-        run = await runner.run(lines, rows, write=write, stop=lambda: lease.stopped)
+        run = await runner.run(
+            lines,
+            rows,
+            write=write,
+            stop=lambda: lease.stopped,
+            slice_s=self._settings.chunk_s,
+        )
+        lines = lines[: len(lines) - run.left_bytes]
         failed = run.failed + len(run.unrun)
         if run.unrun:
             now = await self._store.job(job.tenant, job.id)
             if now.ending == "completed":
                 return None  # the job goes on, so it was the lease that was lost
             errors = self._with_unrun(now, span, lines, errors, run.unrun)
-        if run.completed + failed != span.rows:
+        told = run.completed + failed
+        rest = _rest(span, lines, told) if run.left_bytes else None
+        if told > span.rows or (rest is None) != (told == span.rows):
             msg = f"{job.id}: {run.completed} + {failed} of {span.rows} rows of a chunk were run"
             raise BatchInconsistent(msg)
-        told = PartWriter(self._objects, f"{place}-error.jsonl")
+        failures = PartWriter(self._objects, f"{place}-error.jsonl")
         for line in errors:
-            await told.write(line)
-        return ChunkResult(
+            await failures.write(line)
+        result = ChunkResult(
             completed=run.completed,
             failed=failed,
             output=await output.end(),
-            errors=await told.end(),
+            errors=await failures.end(),
         )
+        return result, rest
 
     def _with_unrun(
         self, job: Job, span: Span, rows: bytes, errors: list[bytes], unrun: Sequence[str]
@@ -266,12 +338,10 @@ class Worker:
             told |= {head(line).custom_id: line for line in part.splitlines(keepends=True)}
         left, error = frozenset(unrun), not_run(job.ending)
         lines = []
-        for number, row in enumerate(rows.split(b"\n"), span.first_line):
-            if not row.strip():
-                continue
+        for number, row in filled_lines(rows):
             custom_id = head(row).custom_id
             if custom_id in left:
-                identity = request_id(job, number)
+                identity = request_id(job, span.first_line + number)
                 lines.append(error_line(custom_id, error, request_id=identity))
             elif custom_id in told:
                 lines.append(told[custom_id])

@@ -85,7 +85,7 @@ _creation_options = _options(
         metavar="TIME",
         help="Rows that have not begun by then fail: 24h, 7d.",
     ),
-    click.option("--priority", type=int, help="-10 to 10: its share beside other batches."),
+    click.option("--priority", type=int, help="-10 to 10: its share beside your other batches."),
     click.option("--max-attempts", type=int, help="Of a row whose failure may pass."),
     click.option(
         "--metadata",
@@ -193,6 +193,14 @@ def run(
         sys.exit(carry_out(client, printed, wanted))
 
 
+_tenant_option = click.option(
+    "--tenant",
+    default="",
+    metavar="NAME",
+    help="Whose batches, '*' for all: for admins of the tenant default.  [default: your own]",
+)
+
+
 @batch.command("list", short_help="List batches, the newest first.")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES))
 @click.option(
@@ -202,27 +210,35 @@ def run(
     metavar="NUMBER",
     help="Most batches that are listed.  [default: 20]",
 )
+@click.option("--all", "all_", is_flag=True, help="However many there are.")
+@_tenant_option
 @_command
-def list_(*, session: Session, states: tuple[str, ...], limit: int) -> None:
+def list_(
+    *, session: Session, states: tuple[str, ...], limit: int, all_: bool, tenant: str
+) -> None:
     """List batches, the newest first.
 
     \b
     Examples:
       headrace batch list
-      headrace batch list --state in_progress --state validating
+      headrace batch list --state in_progress --state validating --all
       headrace batch list --limit 100 --json
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose import batch_commands as commands
     from headrace.compose.batch_client import BatchClient
 
+    most = None if all_ else limit
     with session.connected(BatchClient) as (client, output):
-        commands.list_batches(client, output, states=states, limit=limit, now=time.time())
+        commands.list_batches(
+            client, output, states=states, limit=most, now=time.time(), tenant=tenant
+        )
 
 
 @batch.command(short_help="Show a batch: its rows, times, files, and what is wrong.")
 @click.argument("id_", metavar="ID")
+@_tenant_option
 @_command
-def show(*, session: Session, id_: str) -> None:
+def show(*, session: Session, id_: str, tenant: str) -> None:
     """Show a batch: its rows, its times, its files, and what is wrong with its input.
 
     \b
@@ -234,24 +250,35 @@ def show(*, session: Session, id_: str) -> None:
     from headrace.compose.batch_client import BatchClient
 
     with session.connected(BatchClient) as (client, output):
-        commands.show(client, output, id_=id_)
+        commands.show(client, output, id_=id_, tenant=tenant)
 
 
-@batch.command(short_help="Run no more rows of a batch.")
-@click.argument("id_", metavar="ID")
+@batch.command(short_help="Run no more rows of batches.")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--all-open", is_flag=True, help="All batches that have not ended.")
+@_tenant_option
 @_command
-def cancel(*, session: Session, id_: str) -> None:
+def cancel(*, session: Session, ids: tuple[str, ...], all_open: bool, tenant: str) -> None:
     """Run no more rows of a batch. Those that were run keep their answers.
+
+    Of several, those that have ended by now are told and are no error.
 
     \b
     Examples:
       headrace batch cancel batch_01kahsw60a0e4s3v2w5jqkb7xn
+      headrace batch cancel --all-open
+      headrace batch cancel --all-open --tenant '*'
     """  # noqa: D301 - \b is click's mark of a paragraph to keep
     from headrace.compose import batch_commands as commands
     from headrace.compose.batch_client import BatchClient
 
+    if bool(ids) is all_open:
+        raise click.UsageError("name batches, or all with --all-open")
     with session.connected(BatchClient) as (client, output):
-        commands.cancel(client, output, id_=id_)
+        if len(ids) == 1:
+            commands.cancel(client, output, id_=ids[0], tenant=tenant)
+        else:
+            commands.cancel_all(client, output, ids=ids or None, tenant=tenant)
 
 
 @batch.command(short_help="Save the answers and the errors of a batch.")

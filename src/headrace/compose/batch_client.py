@@ -5,14 +5,14 @@ from __future__ import annotations
 import http.client
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
 import msgspec
 
-from headrace.compose.batch_views import Batch, Refusal, StoredFile
+from headrace.compose.batch_views import Batch, Refusal, StoredFile, Told
 from headrace.compose.platform_client import (
     CREDENTIAL_HINT,
     TIMEOUT_S,
@@ -23,6 +23,7 @@ from headrace.compose.platform_client import (
     path_of,
 )
 from headrace.compose.registry_views import Check
+from headrace.domain.errors import UnknownModel
 
 #: Until a file is kept, or the rows of a retry are picked out: both take as long as it is large.
 LONG_TIMEOUT_S: Final = 600.0
@@ -68,6 +69,21 @@ class BatchClient(PlatformClient):
                 raise
             # one that is not ready now may be when its rows are run
 
+    def refuses_model(self, endpoint: str) -> bool:
+        """Whether the platform begins no batch for an endpoint since its model is not known.
+
+        Asked by a creation without rows, which is refused in any case: its model is looked at
+        ahead of them, and that only where `batch.known_models_only` is on.
+        """
+        content = {"input_file_id": "", "endpoint": endpoint, "completion_window": "24h"}
+        body = msgspec.json.encode(content)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        text = self._whole(self._ask("POST", "/v1/batches", [body], headers))
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            error = msgspec.json.decode(text, type=Refusal).error
+            return isinstance(error, Told) and error.code == UnknownModel.code
+        return False
+
     # Files
 
     def upload(self, name: str, pieces: Iterable[bytes]) -> Read[StoredFile]:
@@ -110,13 +126,15 @@ class BatchClient(PlatformClient):
         """Begin a batch; with the same key it is begun once, however often it is asked."""
         return self._read(Batch, "POST", "/v1/batches", content, once=once)
 
-    def batch(self, id_: str) -> Read[Batch]:
-        """One batch."""
-        return self._read(Batch, "GET", path_of("v1", "batches", id_))
+    def batch(self, id_: str, *, tenant: str = "") -> Read[Batch]:
+        """One batch, of the caller's tenant unless it is said of which."""
+        return self._read(Batch, "GET", path_of("v1", "batches", id_) + _whose(tenant))
 
-    def batches(self) -> Iterator[Read[Batch]]:
-        """All batches, the newest first."""
+    def batches(self, *, tenant: str = "") -> Iterator[Read[Batch]]:
+        """All batches of a tenant, or of all with `*`, the newest first."""
         asked = {"limit": str(_PAGE)}
+        if tenant:
+            asked["tenant"] = tenant
         while True:
             page = self._read(dict[str, Any], "GET", f"/v1/batches?{urlencode(asked)}").value
             items = page.get("data") or ()
@@ -137,9 +155,10 @@ class BatchClient(PlatformClient):
             line = f"{self.url} offers no batches: its batch.enabled is false, or --url is wrong"
             raise Refused(refused.status, [line]) from refused
 
-    def cancel(self, id_: str) -> Read[Batch]:
+    def cancel(self, id_: str, *, tenant: str = "") -> Read[Batch]:
         """Run no more of a batch's rows."""
-        return self._read(Batch, "POST", path_of("v1", "batches", id_, "cancel"))
+        path = path_of("v1", "batches", id_, "cancel")
+        return self._read(Batch, "POST", path + _whose(tenant))
 
     def retry(self, id_: str, content: Mapping[str, Any], *, once: str) -> Read[Batch]:
         """Begin a batch of the failed rows of one that has ended."""
@@ -175,6 +194,10 @@ class BatchClient(PlatformClient):
         if status == HTTPStatus.UNAUTHORIZED:
             line += f"; {CREDENTIAL_HINT}"
         return [line], ()
+
+
+def _whose(tenant: str) -> str:
+    return f"?{urlencode({'tenant': tenant})}" if tenant else ""
 
 
 def _form(name: str, pieces: Iterable[bytes], boundary: str) -> Iterator[bytes]:

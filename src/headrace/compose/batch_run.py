@@ -17,7 +17,14 @@ from headrace.batch import endpoints
 from headrace.compose.batch_client import BatchClient
 from headrace.compose.batch_results import Places
 from headrace.compose.batch_rows import Rows
-from headrace.compose.batch_state import Input, RunState, read_state, state_file, write_state
+from headrace.compose.batch_state import (
+    ONCE_BYTES,
+    Input,
+    RunState,
+    read_state,
+    state_file,
+    write_state,
+)
 from headrace.compose.batch_wait import finish, wait
 from headrace.compose.interrupts import interruptible
 from headrace.compose.model_file import opened
@@ -26,6 +33,8 @@ from headrace.compose.platform_client import Refused, path_of
 from headrace.domain.errors import HeadraceError, InvalidRequest
 
 _STDIN: Final = "stdin"
+#: Of a creation, beside its rows and for what they are.
+_OPTIONS: Final = ("completion_window", "priority", "max_attempts", "metadata")
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +76,7 @@ def run(client: BatchClient, output: Output, wanted: Wanted) -> int:
     place = wanted.places.output
     file = state_file(place) if place is not None else None
     state = None
+    wanted.places.require_apart(source=wanted.input, state=file, reads=True)
     if file is not None and wanted.fresh:
         _leave(output, file)
     elif file is not None:
@@ -88,7 +98,8 @@ def run(client: BatchClient, output: Output, wanted: Wanted) -> int:
     resume += f" `headrace batch results {state.batch} --wait`"
     with _known(file):
         ended = wait(client, output, state.batch, resume=resume.strip())
-    code = finish(client, output, ended, wanted.places, name=wanted.name)
+    places = msgspec.structs.replace(wanted.places, overwrites=state.overwrites)
+    code = finish(client, output, ended, places, name=wanted.name)
     _forget(file)
     return code
 
@@ -111,7 +122,7 @@ def _upload(client: BatchClient, output: Output, wanted: Wanted) -> RunState:
         target = endpoints.parse(url)
         client.require_batches()  # before much is sent in vain
         if target.model:
-            client.require_model(url)
+            _require_model(client, url)
         with output.bar(f"uploading {Path(wanted.name).name}", size) as advance:
             pieces = _counted(rows, wanted.url, advance)
             kept = client.upload(Path(wanted.name).name, pieces)
@@ -119,8 +130,19 @@ def _upload(client: BatchClient, output: Output, wanted: Wanted) -> RunState:
         server=client.url,
         input=Input(size_bytes=rows.size_bytes, sha256=rows.sha256, mtime_ns=mtime_ns),
         content={"input_file_id": kept.value.id, "endpoint": url, **wanted.said},
-        once=secrets.token_hex(16),
+        once=secrets.token_hex(ONCE_BYTES),
+        overwrites=wanted.fresh,
     )
+
+
+def _require_model(client: BatchClient, url: str) -> None:
+    """Raises Refused where rows would be sent in vain."""
+    try:
+        client.require_model(url)
+    except Refused as refused:
+        # other processes may have the model and be known to: the platform judges
+        if refused.status != HTTPStatus.NOT_FOUND or client.refuses_model(url):
+            raise
 
 
 def _counted(rows: Rows, url: str, advance: Callable[[int], None]) -> Iterator[bytes]:
@@ -180,13 +202,41 @@ def _require_same(client: BatchClient, state: RunState, wanted: Wanted, file: Pa
         raise _other(file, f"a run for {url}, not {wanted.url}")
     with _opened(wanted) as (stream, size, mtime_ns):
         known = state.input
-        if mtime_ns is not None and (size, mtime_ns) == (known.size_bytes, known.mtime_ns):
-            return
         rows = Rows(stream, name=wanted.name)
-        if size is None or size == known.size_bytes:
-            rows.read_through()
-        if rows.sha256 != known.sha256:
-            raise _other(file, "a run with another input")
+        if not wanted.url:
+            rows.endpoint()  # where the lines do not say it, --model did
+        if mtime_ns is None or (size, mtime_ns) != (known.size_bytes, known.mtime_ns):
+            if size is None or size == known.size_bytes:
+                rows.read_through()
+            if rows.sha256 != known.sha256:
+                raise _other(file, "a run with another input")
+    _require_same_options(state, wanted, file)
+
+
+def _require_same_options(state: RunState, wanted: Wanted, file: Path | None) -> None:
+    """Raises InvalidRequest where the batch was asked for otherwise: it cannot be changed."""
+    before, now = [
+        {name: _option(name, content.get(name)) for name in _OPTIONS}
+        for content in (state.content, wanted.said)
+    ]
+    other = [name for name in _OPTIONS if before[name] != now[name]]
+    if other:
+        then = ", ".join(before[name] for name in other)
+        here = ", ".join(now[name] for name in other)
+        raise InvalidRequest(
+            f"{file} is of a run with {then}, and this has {here}: say it as then to go on with "
+            "that batch, begin anew with --fresh, or name another --output"
+        )
+
+
+def _option(name: str, value: Any) -> str:
+    """An option of a creation as it is said on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if not value:  # a priority of 0 is that of batches without any
+        return f"no {option}"
+    if isinstance(value, dict):
+        return " ".join(f"{option} {key}={value[key]}" for key in sorted(value))
+    return f"{option} {value}"
 
 
 def _leave(output: Output, file: Path) -> None:

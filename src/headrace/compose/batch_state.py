@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from headrace.domain.errors import InvalidRequest
 
 SUFFIX: Final = ".headrace-batch.json"
+#: Of the key that creates a batch once only, which is twice as many hexadecimal digits.
+ONCE_BYTES: Final = 16
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,14 +24,31 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int | None = None  # None: it came through a pipe
 
 
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the creation of a batch may say."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str | msgspec.UnsetType = msgspec.UNSET
+    priority: int | msgspec.UnsetType = msgspec.UNSET
+    max_attempts: int | msgspec.UnsetType = msgspec.UNSET
+    metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """A run that has uploaded its rows. Whatever is here is of no use to others: no token."""
 
     server: str
     input: Input
     content: dict[str, Any]  # that the batch is created with
-    once: str  # the key that creates it once only
+    #: The key that creates it once only: it goes into a header.
+    once: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{{2 * ONCE_BYTES}}}\Z")]
     batch: str = ""  # its id, once that is known
+    overwrites: bool = False  # whether what is where its files go was given up
+
+    def __post_init__(self) -> None:
+        """Raises msgspec.ValidationError where no batch is created with such a content."""
+        msgspec.convert(self.content, _Content)
 
 
 def state_file(output: Path) -> Path:

@@ -46,12 +46,17 @@ def rows_of(count: int) -> str:
 
 def batches_table(batches: Iterable[Batch], *, now: float) -> Table:
     """A batch a row."""
-    table = new_table("id", "status", "model", "rows", "failed", "age")
+    batches = list(batches)
+    whose = any(batch.tenant for batch in batches)
+    table = new_table(
+        "id", *(["tenant"] if whose else []), "status", "model", "rows", "failed", "age"
+    )
     for batch in batches:
         counts = batch.request_counts
         add_row(
             table,
             batch.id,
+            *([batch.tenant] if whose else []),
             batch.status,
             batch.model or batch.endpoint,
             f"{counts.total:,}",
@@ -66,6 +71,8 @@ def batch_lines(batch: Batch, files: Sequence[tuple[str, StoredFile]]) -> Iterat
     counts = batch.request_counts
     yield f"{batch.id} is {batch.status}"
     yield f"for          {batch.endpoint}"
+    if batch.tenant:
+        yield f"tenant       {batch.tenant}"
     yield (
         f"rows         {counts.total:,}, of which {counts.completed:,} completed and "
         f"{counts.failed:,} failed"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from headrace.domain.jobs import FINAL
 
+_LAST_MOMENT: Final = 253_402_214_400  # the last day that a calendar here has
+#: Seconds since 1970.
+Moment: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_LAST_MOMENT)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
 
 class Counts(msgspec.Struct, frozen=True):
     """Rows of a batch; `total` is 0 until its file was read."""
 
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
+    total: Size = 0
+    completed: Size = 0
+    failed: Size = 0
 
     @property
     def done(self) -> int:
@@ -43,25 +48,26 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     endpoint: str
     completion_window: str
-    created_at: int
+    created_at: Moment
     input_file_id: str
     model: str | None = None
     errors: Problems | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
-    in_progress_at: int | None = None
-    expires_at: int | None = None
-    finalizing_at: int | None = None
-    completed_at: int | None = None
-    failed_at: int | None = None
-    expired_at: int | None = None
-    cancelling_at: int | None = None
-    cancelled_at: int | None = None
+    in_progress_at: Moment | None = None
+    expires_at: Moment | None = None
+    finalizing_at: Moment | None = None
+    completed_at: Moment | None = None
+    failed_at: Moment | None = None
+    expired_at: Moment | None = None
+    cancelling_at: Moment | None = None
+    cancelled_at: Moment | None = None
     request_counts: Counts = Counts()
     metadata: dict[str, str] | None = None
     priority: int = 0
     max_attempts: int | None = None
     retry_of: str | None = None
+    tenant: str = ""  # where the request named one
 
     @property
     def has_ended(self) -> bool:
@@ -83,7 +89,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file at the platform."""
 
     id: str
-    bytes: int
+    bytes: Size
     filename: str = ""
 
 

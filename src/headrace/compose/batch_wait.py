@@ -54,6 +54,7 @@ def finish(
     if batch.error_file_id:
         if "errors" not in saved:
             say(f"why rows failed: `headrace batch results {batch.id} --errors FILE`")
-        say(f"run them again:  `headrace batch retry {batch.id}`")
+        if batch.status != "failed":  # its input is gone, of which a retry would be made
+            say(f"run them again:  `headrace batch retry {batch.id}`")
     output.json({"batch": ended.raw, "saved": saved})
     return exit_code(batch)

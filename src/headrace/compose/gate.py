@@ -103,6 +103,10 @@ class Gate:
         )
         metrics.observe(self._observe)
 
+    def last_online(self) -> float:
+        """When the last online request came, in monotonic seconds."""
+        return self._admission.last_online
+
     def start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Begin what goes on in the background; answers what is to be cancelled in the end."""
         background: list[asyncio.Task[None]] = []

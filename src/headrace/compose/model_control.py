@@ -12,7 +12,7 @@ from headrace.orchestrator.lifecycle import Models
 from headrace.orchestrator.off_loop import off_loop
 from headrace.orchestrator.on_demand import OnDemand
 from headrace.ports.catalogue import Catalogue
-from headrace.ports.model_control import IndexEntry, ModelDescription, ModelMetadata
+from headrace.ports.model_control import IndexEntry, ModelDescription, ModelMetadata, Unfit
 from headrace.ports.repository import ModelRepository
 from headrace.router.registered import RegisteredModels, internal_name
 
@@ -58,6 +58,13 @@ class FolderControl:
 
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         return self._models.obstacle(model, version)
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        try:
+            found = self._models.describe(model, version)
+        except HeadraceError:
+            return None
+        return "stream" if found.config.decoupled else None
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         return self._models.statistics(model, version)
@@ -144,6 +151,14 @@ class WholeControl:
 
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         return self._models.obstacle(self._tenant, model, version)
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        try:
+            registered = self._version(model, version)
+        except HeadraceError:
+            return None
+        # what the registry holds are ONNX models, and such a one answers once
+        return None if registered else await self._folder.unfit(model, version)
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         if not model:

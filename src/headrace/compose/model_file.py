@@ -84,7 +84,7 @@ def save(
             raise Damaged(
                 f"what came has the SHA-256 {came}, the version {expected}: nothing was saved"
             )
-        _move(beside, place, force=force)
+        move(beside, place, force=force)
     except OSError as error:
         raise InvalidRequest(f"{place} cannot be written: {error.strerror}") from error
     finally:
@@ -92,7 +92,12 @@ def save(
     return came
 
 
-def _move(beside: Path, place: Path, *, force: bool) -> None:
+def move(beside: Path, place: Path, *, force: bool) -> None:
+    """Give a file its place; where it is not forced, `beside` may stay as well.
+
+    Raises:
+        InvalidRequest: something is there, and it is not forced or is no file.
+    """
     if not force:
         try:
             place.hardlink_to(beside)  # the one way that never overwrites

@@ -332,6 +332,7 @@ class Platform:
             data_dir=data_dir(self.settings),
             service=lambda: self._gate.gateway.service,
             control=lambda: self._control,
+            last_online=self._gate.last_online,
             metrics=self.metrics,
             ids=self._ids,
         )

@@ -9,7 +9,7 @@ import msgspec
 
 from headrace.domain.calls import OPERATOR
 from headrace.domain.errors import HeadraceError, InvalidRequest, ShuttingDown
-from headrace.ports.model_control import IndexEntry, ModelControl, ModelMetadata
+from headrace.ports.model_control import IndexEntry, ModelControl, ModelMetadata, Unfit
 from headrace.router.remote_control import RemoteControl
 from headrace.router.router import Router
 
@@ -84,6 +84,19 @@ class PlatformControl:
         if obstacle is not None or found is None or (found[0].is_listed and not found[1]):
             return obstacle
         return await self._remote.obstacle(self._tenant, *found)
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        if self._router.protocols(self._tenant, model, version) == {"openai"}:
+            return "openai"
+        found = self._router.remote_target(self._tenant, model, version)
+        if found is None:
+            return await self._here.unfit(*self._local(model, version))
+        try:
+            config = await self._remote.config(self._tenant, *found)
+        except HeadraceError:  # it has no such call, or does not answer
+            return None
+        policy = config.get("model_transaction_policy")
+        return "stream" if isinstance(policy, Mapping) and policy.get("decoupled") else None
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         if not model:

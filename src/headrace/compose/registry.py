@@ -169,7 +169,7 @@ class RegistryHouse:
             self.use_cases,
             version=self._version,
             states=self.states,
-            beside=document.document() if self._settings.batch.enabled else None,
+            beside=document.document(batches=self._settings.batch.enabled),
         )
 
 

@@ -16,7 +16,7 @@ class ChunkRef(msgspec.Struct, frozen=True, order=True):
     """Which chunk of which job."""
 
     job: str
-    index: int  # 0 is the first
+    index: int  # 0 is the first of a plan, whose order is the file's; later come rests of chunks
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -82,14 +82,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     window_s: int  # the completion window
     completion_window: str  # the same, as it was asked for
     metadata: Mapping[str, str] = {}
-    priority: int = 0  # -10 to 10: how large its share is beside other jobs; more is more
+    priority: int = 0  # -10 to 10: how large its share is beside its tenant's others; more is more
     max_attempts: int = 3  # of a row whose failure may pass
     retry_of: str = ""  # the job whose failed rows these are
     state: JobState = "validating"
     #: As what it ends once no chunk is open any more.
     ending: Ending = "completed"
     counts: Counts = Counts()
-    chunks: int = 0  # how many there are, once it is planned
+    chunks: int = 0  # how many there are, once it is planned; more, as rests become chunks
     open_chunks: int = 0  # how many of them have no outcome yet
     expires_at: int = 0
     output_expires_after_s: int | None = None  # of its files; None: as the settings say

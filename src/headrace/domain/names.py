@@ -8,13 +8,14 @@ from typing import Final
 from headrace.domain.errors import InvalidRequest
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-_SERVED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}", re.ASCII)
 RULE: Final = "1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
 
+SERVED_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,255}$"
 SERVED_RULE: Final = (
     "1 to 256 letters, digits, or any of '.', '_', '-', ':', '/', '@' and '+', starting with a "
     "letter or digit"
 )
+_SERVED: Final = re.compile(SERVED_PATTERN, re.ASCII)
 
 
 def is_served_name(text: str) -> bool:

@@ -13,6 +13,14 @@ class InvalidParam(InvalidRequest):
         self.details = {"param": param}
 
 
+class FilesFull(PayloadTooLarge):
+    """A tenant's files take as much as they may together. Waiting alone helps little: no retry."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"file: {message}: delete some, or wait until some expire")
+        self.details = {"param": "file"}
+
+
 class FileTooLarge(PayloadTooLarge):
     """A file is over the limit."""
 

@@ -9,6 +9,7 @@ tenant with most of them is refused first, and of it what is least urgent.
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
@@ -87,6 +88,8 @@ class Admission:
         self._max_batch = max(int(share), 1) if share else 0
         self._max_of_tenant = settings.max_concurrent_per_tenant
         self.in_flight = 0
+        #: When the last request that is no batch traffic was received, by its own clock.
+        self.last_online = -math.inf
         self._batch_in_flight = 0
         self._of_tenant: dict[str, int] = {}  # requests under way, of tenants that have any
         self._waiting: list[Waiter] = []  # the most urgent first
@@ -103,6 +106,8 @@ class Admission:
             TenantBusy, Overloaded: it is refused, at once.
         """
         tenant, batch = call.principal.tenant, call.batch
+        if not batch:
+            self.last_online = call.received
         if self._max_of_tenant and self._is_busy(tenant):
             msg = f"this tenant has {self._max_of_tenant} requests under way, and may have no more"
             raise self._refusal(TenantBusy(msg, retry_after_s=_RETRY_AFTER_S))

@@ -32,6 +32,9 @@ def plan(
     request may be larger: it was admitted, so it runs alone). Where the batching names preferred
     sizes, the longest prefix of such a size runs at once; else the oldest request may be held
     back for `max_delay_us` in the hope of more. None: nothing waits.
+
+    Of batch jobs only single rows are merged, with each other, and never held back: the rows of
+    one request were merged by who asks, to as many as online requests may have to wait for.
     """
     prefix: list[Pending] = []
     rows = 0
@@ -42,6 +45,10 @@ def plan(
     for request in waiting:
         if not prefix:
             key = request.key
+        elif request.background and not (
+            prefix[0].background and prefix[0].rows == request.rows == 1
+        ):
+            break  # else whoever asks online would wait for the rows of a batch job
         elif request.key != key or rows + request.rows > max_rows:
             closed = True
             break
@@ -56,7 +63,8 @@ def plan(
         return None
     if best:
         return Run(prefix[:best], best_rows)
-    if not closed and batching is not None and batching.max_delay_us:
+    held_back = not (closed or prefix[0].background)
+    if held_back and batching is not None and batching.max_delay_us:
         until = min(request.enqueued for request in prefix) + batching.max_delay_us / 1e6
         if until > now:
             return Wait(until)

@@ -31,4 +31,5 @@ class Pending(msgspec.Struct, eq=False):
     delayed: bool = False  # behind all others: its time in the queue was over
     timer: asyncio.TimerHandle | None = None
     run_ns: int = 0  # how long its batch ran
+    background: bool = False  # of a batch job: its rows were merged by who asks
     outlet: Outlet | None = None  # for the answers of a decoupled version

@@ -53,6 +53,13 @@ class RequestQueue:
         """The level for a request's priority; 0 and unknown ones get the default, as in Triton."""
         return priority if priority in self._levels else self._default_level
 
+    def overdue(self, since: float) -> Pending | None:
+        """A batch job's request that is the next of these, where it waits since then or longer."""
+        first = next(iter(self._levels[self.last_level]), None)
+        if first is not None and first.background and first.enqueued <= since:
+            return first
+        return None
+
     def rows_before(self, level: int) -> int:
         """Rows that will be run before a request that is put at the end of `level` now."""
         return sum(rows for each, rows in self._rows.items() if each <= level)

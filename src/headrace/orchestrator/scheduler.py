@@ -36,6 +36,7 @@ _INLINE_BELOW_S: Final = 0.0005  # a run this short costs less than the way to a
 _HUNG_AFTER_S: Final = 1.0
 _HUNG_FACTOR: Final = 3.0  # ... and this many times the usual time of a run
 _RETRY_AFTER_S: Final = 1.0
+_OVERDUE_S: Final = 1.0  # what a batch job's request waits behind online ones, and no longer
 
 
 class Scheduler:
@@ -232,7 +233,9 @@ class Scheduler:
             rows = self._max_rows
             if self._adapts and self.times.useful_rows is not None:
                 rows = min(rows, self.times.useful_rows)
-            decision = plan(queue, batching=self._batching, max_rows=rows, now=now)
+            overdue = queue.overdue(now - _OVERDUE_S)
+            waiting = queue if overdue is None else (overdue,)
+            decision = plan(waiting, batching=self._batching, max_rows=rows, now=now)
             if decision is None:
                 break
             if isinstance(decision, Wait):

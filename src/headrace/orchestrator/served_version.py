@@ -157,6 +157,7 @@ class ServedVersion:
             deadline,
             self._loop.create_future(),
             call.received + queue.timeout_s(level, asked_us),
+            background=call.batch,
         )
 
     def _answer(self, content: InferContent, arrays: Sequence[Array]) -> list[Tensor]:

@@ -13,7 +13,13 @@ import msgspec
 from headrace.domain.idempotency import IdempotencyKey
 
 #: How long a request that is under way keeps its key when its process says no more of it.
-LEASE_S: Final = 60.0
+#:
+#: A repeat after a crash is to be taken within 30 s, and this is what it waits for. It bounds no
+#: request: whoever runs one renews three times in it (transport/idempotent.py), so inspections of
+#: artifacts and the rows of a batch's file may take minutes; uploads have no key. A holder that
+#: stood still for longer, or could not reach the store, loses its key to a repeat and changes
+#: nothing then: the change's own transaction asks for the holder (Transaction.carry_out).
+LEASE_S: Final = 20.0
 #: How long an answer is kept.
 KEPT_S: Final = 24 * 3600.0
 

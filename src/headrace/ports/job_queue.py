@@ -19,6 +19,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     ref: ChunkRef
     failures: int = 0  # how often working on it has failed: such messages go a way of their own
+    attempt: int = 0  # how often it was claimed: by others than before, where a queue has several
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

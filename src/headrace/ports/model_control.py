@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from headrace.domain.errors import HeadraceError
 from headrace.domain.models import ModelConfig, Platform, Signature, TensorSpec
+
+#: Why a request of the Open Inference Protocol has not one answer: the model is at endpoints that
+#: speak OpenAI's API alone, or it answers any number of times.
+Unfit: TypeAlias = Literal["openai", "stream"]
 
 
 class ModelDescription(msgspec.Struct, frozen=True):
@@ -66,6 +70,13 @@ class ModelControl(Protocol):
         """What stands in the way of a request now: UnknownModel, ModelNotReady or nothing.
 
         An endpoint is asked where no check has told of this model and version there.
+        """
+        ...
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        """Why requests have not one answer each; None: they have, or nobody tells.
+
+        Nothing is loaded to find out.
         """
         ...
 

@@ -6,7 +6,7 @@ StoreUnavailable where the store does not answer; what writes, StorageFull where
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 
@@ -47,6 +47,14 @@ class ObjectStore(Protocol):
 
     async def size(self, key: str) -> int:
         """Bytes of an object. Raises NotFound."""
+        ...
+
+    def keys(self, prefix: str, *, older_than_s: float) -> AsyncGenerator[Sequence[str], None]:
+        """Keys of all objects below a prefix, which ends with a slash, that are so old: in pages.
+
+        No page is empty, and none has more than a thousand, in whatever order. A store may count
+        an object's age from when its upload began. What comes or goes meanwhile may be among them.
+        """
         ...
 
     async def remove(self, key: str) -> None:

@@ -49,7 +49,10 @@ class RowCodec(Protocol):
     """Lines of OpenAI's batch files. Lines are without their newline, answers with it."""
 
     def head(self, line: bytes | memoryview) -> RowHead:
-        """Look at a line without decoding its body. Never raises."""
+        """Look at a line: it has to be JSON, its body an object. Never raises.
+
+        Of a key that comes twice the last one counts. The custom_id is that which `row` tells.
+        """
         ...
 
     def heads(self, text: bytes, url: str) -> Heads | None:
@@ -79,12 +82,12 @@ class RowCodec(Protocol):
         ...
 
     def output_lines(
-        self, rows: Sequence[Row], response: InferResponse, *, request_id: str
+        self, rows: Sequence[Row], response: InferResponse, *, request_id: str, first: int = 0
     ) -> list[bytes] | None:
         """The answers to rows that were merged, each with as many rows of every output.
 
-        The request ids are `request_id`, a dash and the place among `rows`, from 0 on. None: they
-        have to be written one by one.
+        The request ids are `request_id`, a dash and the place among all that were merged, which is
+        `first` for the first of `rows`. None: they have to be written one by one.
         """
         ...
 

@@ -2,6 +2,9 @@
 
 Retries happen here and nowhere else: layers that each tried again would multiply the load of an
 endpoint in trouble (gRFC A6). Nothing has been sent to the client before `infer` returns.
+
+Of a row of a batch job, whoever sends it counts how often it may have run: it is tried again here
+only where it has not, and has no hedges.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from headrace.resilience.budget import Budget
 from headrace.router.endpoint_metrics import EndpointMetrics
 from headrace.router.lane import Lane
 from headrace.router.pool import Pool
-from headrace.router.verdicts import may_retry, verdict
+from headrace.router.verdicts import may_have_run, may_retry, verdict
 
 T = TypeVar("T")
 _Outcome: TypeAlias = InferResponse | Exception
@@ -125,7 +128,7 @@ class Attempts:
         lane = pool.pick(now, _key(plan, call))
         work: _Work | None = None
         try:
-            if not plan.hedge_percentile:
+            if not plan.hedge_percentile or call.batch:
                 return await self._attempt(pool, plan, request, call, lane, now)
             work = _Work(pool, plan, request, call, [lane])
             return await self._hedged(work, lane, now)
@@ -279,6 +282,8 @@ class Attempts:
         """Seconds before the next attempt; None where there is to be none."""
         pool, tried, error = work.pool, work.tried, work.failure
         if len(tried) >= work.plan.max_attempts or not may_retry(error):
+            return None
+        if work.call.batch and may_have_run(error):  # an attempt, of which its job has so many
             return None
         now = self._clock()
         elsewhere = pool.has_other(now, tried)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from headrace.domain.calls import OPERATOR, Call, known_name
-from headrace.domain.catalog import Key, Route, RoutePolicy, Target
+from headrace.domain.catalog import Key, Protocol, Route, RoutePolicy, Target
 from headrace.domain.errors import HeadraceError, ModelNotReady, UnknownModel
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.ports.catalogue import Catalogue, Entry, Name
@@ -357,6 +357,17 @@ class Router:
             return None
         return place.pool, self._version(place, version)
 
+    def protocols(self, tenant: str, model: str, version: str) -> frozenset[Protocol]:
+        """What those speak that a request may come to; this process is "in-process"."""
+        place = self._places.get((tenant, model)) or self._look_up((tenant, model))
+        if place.route is not None and not version:
+            pools = [way.pool for way in place.route.ways.values()]
+        elif place.otherwise and self._local.knows(tenant, model):
+            pools = [None]
+        else:
+            pools = [place.pool]
+        return frozenset(chain.from_iterable(map(_spoken, pools)))
+
     # --- what stands where -----------------------------------------------------------------------
 
     def _look_up(self, name: Name) -> _Place:
@@ -428,6 +439,12 @@ class Router:
     def _heard(self, changed: frozenset[tuple[str, Key]]) -> None:
         del changed
         self._places.clear()
+
+
+def _spoken(pool: Pool | None) -> Iterable[Protocol]:
+    if pool is None:
+        return ("in-process",)
+    return [lane.member.endpoint.reached[0] for lane in pool.lanes]
 
 
 def _plan(policy: RoutePolicy, usual: Plan) -> Plan:

@@ -67,3 +67,10 @@ def verdict(
 def may_retry(error: HeadraceError) -> bool:
     """Whether another attempt may succeed."""
     return verdict(error, seconds=0, usual_s=0).retry
+
+
+def may_have_run(error: HeadraceError) -> bool:
+    """Whether an attempt that ended so may have reached a model."""
+    if isinstance(error, EndpointFailed):
+        return error.sent
+    return isinstance(error, (DeadlineExceeded, ModelFailed))

@@ -79,8 +79,12 @@ async def once(
     *,
     store: IdempotencyStore,
     reword: Reword = lambda kept, _: kept.body,
+    keeps_refusals: bool = True,
 ) -> Response:
     """Have `handle` answer; with a key that came before, the answer is the one from then.
+
+    Without `keeps_refusals` only what was carried out takes the key: whoever is refused may mend
+    what was in the way, or the request, and send it again.
 
     Raises:
         InvalidKey.
@@ -91,7 +95,8 @@ async def once(
         return await handle(request)
     principal = caller_of(request.scope)
     key = IdempotencyKey(principal.tenant, principal.name, _key(given))
-    attempt = _Attempt(store, key)
+    kept_statuses = _DECIDED if keeps_refusals else frozenset[HTTPStatus]()
+    attempt = _Attempt(store, key, kept_statuses)
     kept = await attempt.claim(_fingerprint(request, body))
     if kept is not None:
         body_again = reword(kept, request.scope.get("headrace.request_id", ""))
@@ -108,9 +113,12 @@ def once_of(request: Request) -> Once | None:
 class _Attempt:
     """One request that has a key, and while it runs holds it."""
 
-    def __init__(self, store: IdempotencyStore, key: IdempotencyKey) -> None:
+    def __init__(
+        self, store: IdempotencyStore, key: IdempotencyKey, refusals: frozenset[HTTPStatus]
+    ) -> None:
         self._store = store
         self._key = key
+        self._refusals = refusals  # that are kept
         self._holder = secrets.token_hex(16)
 
     async def claim(self, fingerprint: str) -> KeptAnswer | None:
@@ -133,13 +141,17 @@ class _Attempt:
             await self._release()
             raise
         response = await _response(request, outcome)
-        if response is not None and _is_decided(response.status_code):
+        if response is not None and self._is_decided(response.status_code):
             await self._keep(response)
             return response
         await self._release()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _is_decided(self, status: int) -> bool:
+        """Whether an answer says what became of the request, and another could come of it again."""
+        return status < HTTPStatus.BAD_REQUEST or status in self._refusals
 
     async def _go_on_holding(self) -> None:
         """A request may take longer than a lease: an upload is inspected, a model warms up."""
@@ -186,11 +198,6 @@ async def _response(request: Request, outcome: Response | Exception) -> Response
             answer: Response = await handlers[kind](request, outcome)
             return answer
     return None
-
-
-def _is_decided(status: int) -> bool:
-    """Whether an answer says what became of the request, and another could come of it again."""
-    return status < HTTPStatus.BAD_REQUEST or status in _DECIDED
 
 
 def _key(given: list[str]) -> str:

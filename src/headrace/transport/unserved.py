@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -12,6 +13,13 @@ from starlette.routing import Match, Route
 from headrace.domain.errors import HeadraceError, InvalidRequest, MethodNotAllowed, NotFound
 
 _PATH_CHARS: Final = 256
+#: Paths that are served wherever batch jobs are.
+_BATCHES: Final = re.compile(
+    r"/v1/(?:files(?:/[^/]+(?:/content)?)?|batches(?:/[^/]+(?:/(?:cancel|retry|events))?)?)"
+)
+_NO_BATCHES: Final = (
+    "this process offers no batch jobs, since batch.enabled or registry.enabled is false"
+)
 
 
 class WrongMethod(MethodNotAllowed):
@@ -25,7 +33,9 @@ class WrongMethod(MethodNotAllowed):
 def unserved(request: Request, found: HTTPException) -> HeadraceError:
     """The platform's error for one of Starlette's."""
     if found.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"there is nothing at {request.scope['path'][:_PATH_CHARS]!a}")
+        path = request.scope["path"]
+        why = f": {_NO_BATCHES}" if _BATCHES.fullmatch(path) else ""
+        return NotFound(f"there is nothing at {path[:_PATH_CHARS]!a}{why}")
     if found.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return WrongMethod(", ".join(_methods(request)))
     return InvalidRequest(found.detail)

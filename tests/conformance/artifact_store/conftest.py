@@ -11,7 +11,7 @@ from typing import Protocol
 import obstore
 import pytest
 
-from headrace.adapters.artifacts.settings import LocalArtifacts, S3Artifacts
+from headrace.adapters.artifacts.settings import LocalArtifacts
 from headrace.adapters.artifacts.store import Artifacts
 from tests.support import s3
 
@@ -71,13 +71,9 @@ class S3Place:
 
     def again(self, now: Callable[[], float] = time.time) -> Artifacts:
         return Artifacts(
-            S3Artifacts(
-                bucket=s3.BUCKET,
-                prefix=self._prefix,
-                endpoint=self._url,
-                region="us-east-1",
-                access_key_id=s3.ACCESS_KEY,
-                secret_access_key=s3.SECRET_KEY,
+            s3.settings(
+                self._url,
+                self._prefix,
                 max_artifact_bytes=LIMIT_BYTES,
                 max_unpacked_bytes=LIMIT_BYTES,
             ),

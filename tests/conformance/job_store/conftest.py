@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +13,26 @@ import pytest
 
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.job_store import SqlJobStore
-from headrace.adapters.sql.opening import migrate, open_store
-from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.adapters.sql.opening import open_store
+from headrace.adapters.sql.settings import StoreSettings
+from headrace.adapters.sql.statements import statement
 from headrace.ports.idempotency import IdempotencyStore
 from headrace.ports.job_store import JobStore
+from tests.support.databases import fresh_database
 from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.memory_job_store import MemoryJobStore
-from tests.support.postgres import Postgres, running
 
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _START_S: Final = 1_800_000_000.25
 #: More than a database's clock is coarse: SQLite's counts milliseconds.
 _MARGIN_S: Final = 0.01
+_TIMES: Final = {
+    "batch_chunks": ("until_us", "queued_us", "not_before_us", "since_us"),
+    "batch_jobs": (
+        "created_us", "until_us", "since_us", "expires_at",
+        "in_progress_at", "finalizing_at", "cancelling_at",
+    ),
+}  # fmt: skip
 
 
 class Stage(Protocol):
@@ -39,6 +47,10 @@ class Stage(Protocol):
 
     async def lapse(self, seconds: float) -> None:
         """Let at least so much time pass by the store's clock."""
+        ...
+
+    async def put_back(self, seconds: int) -> None:
+        """Put the store's clock back."""
         ...
 
     async def now(self) -> float:
@@ -60,6 +72,9 @@ class _Memory:
     async def lapse(self, seconds: float) -> None:
         self._at += seconds
 
+    async def put_back(self, seconds: int) -> None:
+        self._at -= seconds
+
     async def now(self) -> float:
         return self._at
 
@@ -78,6 +93,7 @@ class _Sql:
         self._opened.push_async_callback(registry.close)
         self.store: JobStore = SqlJobStore(registry.database)
         self.keys: IdempotencyStore = SqlIdempotencyStore(registry.database)
+        self._database = registry.database
         return self
 
     async def another(self) -> JobStore:
@@ -87,38 +103,28 @@ class _Sql:
         # nothing to poll for: a database's clock goes at its own pace, and tests wait little of it
         await asyncio.sleep(seconds + _MARGIN_S)
 
+    async def put_back(self, seconds: int) -> None:
+        # a database's clock cannot be turned: what it wrote comes from so much later instead
+        async with self._database.writing() as connection:
+            for table, columns in _TIMES.items():
+                moved = ", ".join(
+                    f"{column} = CASE WHEN {column} = 0 THEN 0 ELSE {column} + :{column[-2:]} END"
+                    for column in columns
+                )
+                change = statement("put_back", f"UPDATE {table} SET {moved} RETURNING 1")  # noqa: S608
+                by: dict[str, int] = {"us": seconds * 1_000_000, "at": seconds}
+                given = {name: by[name] for name in change.parameters}
+                await connection.fetch(change, given)
+            await connection.commit(announce=False)
+
     async def now(self) -> float:
         return datetime.now(UTC).timestamp()  # the database is on this machine
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """One server for all tests of a worker."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database to copy."""
-    name = postgres.create_database()
-    settings = PostgresSettings(dsn=postgres.dsn(name))
-    unused = tmp_path_factory.mktemp("unused")
-    asyncio.run(migrate(settings, data_dir=unused, now=lambda: _START))
-    return name
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest) -> StoreSettings | None:
     """A database that nothing is in yet; None is for the fake, which needs none."""
-    if request.param == "memory":
-        return None
-    if request.param == "sqlite":
-        return SqliteSettings()
-    server: Postgres = request.getfixturevalue("postgres")
-    return PostgresSettings(
-        dsn=server.dsn(server.create_database(request.getfixturevalue("migrated")))
-    )
+    return None if request.param == "memory" else fresh_database(request.param, request)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ async def test_of_many_who_complete_a_chunk_one_is_counted(stage: Stage) -> None
     done = await asyncio.gather(
         *(stores[n % 2].complete_chunk(claimed.claim, make.result()) for n in range(16))
     )
-    assert sum(done) == 1
+    assert [each is not None for each in done].count(True) == 1
     assert (await make.read(stage.store, job)).counts == Counts(10, 10, 0)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from headrace.domain.chunks import ChunkRef
 from headrace.domain.errors import NotFound
-from headrace.domain.jobs import Counts, Job
+from headrace.domain.jobs import Counts, FileProblem, Job
 from headrace.ports.job_store import JobClaim, JobStore, PageQuery
 from tests.conformance.job_store.conftest import Stage
 from tests.support import job_makers as make
@@ -195,6 +195,22 @@ async def test_a_cancelled_job_does_not_expire(stage: Stage) -> None:
     assert (await make.ended(store, job)).state == "cancelled"
 
 
+async def test_a_job_that_expires_is_not_cancelled(stage: Stage) -> None:
+    """Whichever came first: `cancelling` ends `cancelled`."""
+    store = stage.store
+    running = await make.planned(store, chunks=2, window_s=1)
+    await make.claimed(store, running, 0)
+    waiting = await make.planned(store, chunks=1, window_s=1)
+    await _over(stage, running)
+    await _over(stage, waiting)
+    await store.expire_jobs(10)
+    for job, state in ((running, "in_progress"), (waiting, "finalizing")):
+        before = await make.read(store, job)
+        assert await store.cancel_job("acme", job.id) == before
+        assert (before.state, before.ending) == (state, "expired")
+    assert (await make.ended(store, waiting)).state == "expired"
+
+
 async def test_jobs_expire_some_at_a_time(stage: Stage) -> None:
     store = stage.store
     jobs = [await make.planned(store, chunks=1, window_s=1) for _ in range(3)]
@@ -241,6 +257,42 @@ async def test_a_finished_job_may_have_no_file_at_all(store: JobStore) -> None:
     ended = await store.finish(claim, output=None, errors=None, rows_failed=0)
     assert ended is not None
     assert (ended.output_file, ended.error_file) == ("", "")
+
+
+async def test_a_job_whose_files_do_not_tell_of_all_rows_fails_with_them(stage: Stage) -> None:
+    store = stage.store
+    job = await make.planned(store, chunks=2)
+    await make.run(store, [ChunkRef(job.id, 0)], failed=3)
+    assert await store.bury_chunk(ChunkRef(job.id, 1), 0)
+    output, errors = make.file(purpose="batch_output"), make.file(purpose="batch_output")
+    why = FileProblem("file_not_found", "10 rows are told nowhere é")
+    before = await stage.now()
+    ended = await store.finish(
+        await make.claimed_job(store), output=output, errors=errors, rows_failed=3, problems=[why]
+    )
+    assert ended is not None
+    assert (ended.state, ended.ending, ended.problems) == ("failed", "completed", (why,))
+    assert (ended.output_file, ended.error_file) == (output.id, errors.id)
+    assert ended.counts == Counts(20, 7, 3)
+    assert before - 2 <= (ended.timeline.failed_at or 0) <= await stage.now() + 1
+    assert ended.timeline.completed_at is None
+    assert await make.read(store, job) == ended
+    assert (await store.file("acme", errors.id)).key == errors.key
+    assert list(await store.take_garbage(10)) == [f"batch/jobs/{job.id}/"]
+    assert await store.claim_job("f", make.LONG_S) is None
+
+
+async def test_so_does_one_that_was_cancelled(store: JobStore) -> None:
+    job = await make.planned(store, chunks=1)
+    await store.cancel_job("acme", job.id)
+    why = [FileProblem("file_not_found", "gone")]
+    ended = await store.finish(
+        await make.claimed_job(store), output=None, errors=None, rows_failed=0, problems=why
+    )
+    assert ended is not None
+    assert (ended.state, ended.ending) == ("failed", "cancelled")
+    assert (ended.timeline.cancelled_at, bool(ended.timeline.failed_at)) == (None, True)
+    assert (await make.read(store, job)).counts == Counts(10, 0, 0)
 
 
 async def test_a_job_is_finished_once(stage: Stage) -> None:

@@ -86,6 +86,15 @@ async def test_jobs_come_newest_first_page_by_page(store: JobStore) -> None:
     assert list(page) == [jobs[4], jobs[3]]
 
 
+async def test_jobs_of_all_tenants_come_together_where_that_is_asked(store: JobStore) -> None:
+    jobs = [await make.created(store, tenant=name) for name in ("acme", "b", "acme", "c")]
+    assert list(await store.jobs(PageQuery(tenant="acme", everybody=True))) == jobs[::-1]
+    page = PageQuery(tenant="acme", everybody=True, limit=2, after=jobs[3].id)
+    assert list(await store.jobs(page)) == [jobs[2], jobs[1], jobs[0]]
+    page = PageQuery(tenant="acme", everybody=True, state="validating", ascending=True)
+    assert list(await store.jobs(page)) == jobs
+
+
 async def test_jobs_are_listed_by_their_state(store: JobStore) -> None:
     running = await make.planned(store)
     new = [await make.created(store) for _ in range(2)]

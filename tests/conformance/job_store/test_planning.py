@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from headrace.domain.chunks import ChunkRef
 from headrace.domain.jobs import Counts, FileProblem
-from headrace.ports.job_store import JobStore
+from headrace.ports.job_store import Hold, JobClaim, JobStore
 from tests.conformance.job_store.conftest import Stage
 from tests.support import job_makers as make
 
@@ -106,6 +109,7 @@ async def test_who_lost_a_job_changes_nothing_of_it(stage: Stage) -> None:
     assert not await store.add_chunks(lost, make.spans(3), first=0)
     assert not await store.add_chunks(lost, make.spans(3, first=2), first=2)
     assert await store.planned(lost, chunks=2, rows=10) is None
+    assert await store.planned(lost, chunks=3, rows=30, spans=make.spans(3)) is None
     assert await store.refuse(lost, [_PROBLEM]) is None
     assert await store.finish(lost, output=output, errors=None, rows_failed=0) is None
     await store.release_job(lost)
@@ -242,3 +246,257 @@ async def test_the_chunks_of_a_job_that_is_cancelled_while_it_is_planned_are_ski
     assert not await store.queue_chunks(by="p", window=10, shared=True)
     ended = await make.ended(store, job)
     assert (ended.state, ended.counts) == ("cancelled", Counts(30, 0, 30))
+
+
+# --- the last chunks, told with the plan --------------------------------------------------------
+
+
+async def test_the_last_chunks_may_come_with_the_plan(stage: Stage) -> None:
+    store, wanted = stage.store, make.spans(3, rows=7)
+    job = await make.created(store)
+    first = await make.claimed_job(store, "p1", 0.05)
+    assert await store.add_chunks(first, make.spans(5), first=0)  # a planning that came to no end
+    await stage.lapse(0.05)
+    claim = await make.claimed_job(store, "p2")
+    planned = await store.planned(claim, chunks=3, rows=21, spans=wanted)
+    assert planned == await make.read(store, job)
+    assert planned is not None
+    assert (planned.state, planned.open_chunks) == ("in_progress", 3)
+    assert [chunk.span for chunk in await make.chunks_of(store, job)] == wanted
+    assert await store.planned(claim, chunks=3, rows=21, spans=wanted) is None
+
+    job = await make.created(store)
+    claim = await make.claimed_job(store)
+    assert await store.add_chunks(claim, wanted[:2], first=0)
+    assert await store.planned(claim, chunks=3, rows=21, spans=wanted[2:])
+    assert [chunk.span for chunk in await make.chunks_of(store, job)] == wanted
+
+
+@pytest.mark.parametrize(("chunks", "rows"), [(3, 30), (2, 19)])
+async def test_a_plan_that_does_not_add_up_changes_nothing(
+    store: JobStore, chunks: int, rows: int
+) -> None:
+    job = await make.created(store)
+    claim = await make.claimed_job(store)
+    with pytest.raises(ValueError, match=job.id):
+        await store.planned(claim, chunks=chunks, rows=rows, spans=make.spans(2))
+    assert (await make.read(store, job)).state == "validating"
+    assert not await make.chunks_of(store, job)
+
+
+async def test_the_chunks_of_a_plan_for_a_job_that_was_cancelled_are_skipped(
+    store: JobStore,
+) -> None:
+    job = await make.created(store)
+    claim = await make.claimed_job(store)
+    await store.cancel_job(job.tenant, job.id)
+    planned = await store.planned(claim, chunks=2, rows=20, spans=make.spans(2))
+    assert planned is not None
+    assert (planned.state, planned.open_chunks) == ("cancelling", 0)
+    assert await make.states_of(store, job) == ["skipped", "skipped"]
+
+
+# --- claimed in the change that makes it ready ---------------------------------------------------
+
+
+async def test_a_job_may_be_claimed_by_its_creation(stage: Stage) -> None:
+    store, hold = stage.store, Hold("here", 0.05)
+    job = await make.created(store, hold=hold)
+    assert job == await make.read(store, job)
+    assert await store.claim_job("there", make.LONG_S) is None
+    claim = JobClaim.of_new(job, hold)
+    assert await store.renew_job(claim, 0.05)
+    assert await store.add_chunks(claim, make.spans(1), first=0)
+    await stage.lapse(0.05)
+    other = await make.claimed_job(store, "there")
+    assert (other.attempt, other.to) == (2, "plan")
+    assert not await store.renew_job(claim, make.LONG_S)
+    assert await store.planned(claim, chunks=1, rows=10) is None
+
+
+async def test_a_job_that_was_claimed_by_its_creation_can_be_handed_back(store: JobStore) -> None:
+    hold = Hold("here", make.LONG_S)
+    job = await make.created(store, hold=hold)
+    await store.release_job(JobClaim.of_new(job, hold))
+    assert (await make.claimed_job(store, "there")).job.id == job.id
+
+
+async def test_a_job_may_be_claimed_with_its_last_chunk(stage: Stage) -> None:
+    store, hold = stage.store, Hold("here", 0.05)
+    job = await make.planned(store, chunks=2)
+    claims = []
+    for index in (1, 0):
+        claimed = await make.claimed(store, job, index)
+        done = await store.complete_chunk(claimed.claim, make.parts(claimed), hold=hold)
+        assert done is not None
+        claims.append(done.claim)
+    none, claim = claims
+    assert none is None
+    assert claim is not None
+    assert (claim.job, claim.to, claim.chunks) == (await make.read(store, job), "finish", ())
+    assert claim.job.state == "finalizing"
+    assert await store.claim_job("there", make.LONG_S) is None
+    assert await store.renew_job(claim, 0.05)
+    await stage.lapse(0.05)
+    other = await make.claimed_job(store, "there")
+    assert other.attempt == claim.attempt + 1
+    assert await make.finished(store, claim) is None
+    assert await make.finished(store, other) is not None
+
+
+async def test_the_claim_of_a_job_with_one_chunk_tells_of_it(store: JobStore) -> None:
+    job = await make.planned(store, chunks=1)
+    claimed = await make.claimed(store, job)
+    hold = Hold("here", make.LONG_S)
+    done = await store.complete_chunk(claimed.claim, make.parts(claimed, failed=3), hold=hold)
+    assert done is not None
+    assert done.claim is not None
+    assert list(done.claim.chunks) == await make.chunks_of(store, job)
+    assert await make.finished(store, done.claim) is not None
+
+
+async def test_who_lost_a_chunk_is_not_given_its_job(stage: Stage) -> None:
+    store = stage.store
+    job = await make.planned(store, chunks=1)
+    lost = await make.claimed(store, job, lease_s=0.05)
+    await stage.lapse(0.05)
+    await store.release_overdue(10)
+    hold = Hold("here", make.LONG_S)
+    assert await store.complete_chunk(lost.claim, make.parts(lost), hold=hold) is None
+    assert await store.claim_job("there", make.LONG_S) is None  # it has a chunk that is open
+
+
+async def test_a_cancelled_job_may_be_claimed_with_its_last_chunk(store: JobStore) -> None:
+    job = await make.planned(store, chunks=2)
+    claimed = await make.claimed(store, job)
+    await store.cancel_job(job.tenant, job.id)
+    hold = Hold("here", make.LONG_S)
+    done = await store.complete_chunk(claimed.claim, make.parts(claimed), hold=hold)
+    assert done is not None
+    assert done.claim is not None
+    assert (done.claim.job.state, done.claim.to) == ("cancelling", "finish")
+
+
+# --- whose job is next ---------------------------------------------------------------------------
+
+_LARGE = 50_000_000
+
+
+async def _in_turn(store: JobStore) -> list[str]:
+    """The ids of all jobs, in the order in which they may be had."""
+    order = []
+    while (claim := await store.claim_job("p", make.LONG_S)) is not None:
+        order.append(claim.job.id)
+    return order
+
+
+async def test_tenants_take_turns_to_have_their_jobs_planned(store: JobStore) -> None:
+    many = [(await make.created(store, input_bytes=_LARGE)).id for _ in range(5)]
+    other = [(await make.created(store, tenant="b", input_bytes=_LARGE)).id for _ in range(2)]
+    small = (await make.created(store, tenant="c", input_bytes=100)).id
+    assert await _in_turn(store) == [small, many[0], other[0], many[1], other[1], *many[2:]]
+
+
+async def test_who_had_nothing_to_do_has_no_more_than_its_turns_now(store: JobStore) -> None:
+    for _ in range(3):
+        await make.planned(store, input_bytes=_LARGE)
+    first = (await make.created(store, input_bytes=_LARGE)).id
+    other = [(await make.created(store, tenant="b", input_bytes=_LARGE)).id for _ in range(2)]
+    assert await _in_turn(store) == [first, *other]
+
+
+async def test_who_had_a_job_in_hand_from_its_creation_on_has_had_a_turn(store: JobStore) -> None:
+    await make.created(store, input_bytes=_LARGE, hold=Hold("here", make.LONG_S))
+    mine = (await make.created(store, input_bytes=_LARGE)).id
+    other = (await make.created(store, tenant="b", input_bytes=_LARGE)).id
+    assert await _in_turn(store) == [other, mine]
+
+
+async def test_jobs_of_large_files_can_be_left_to_others(store: JobStore) -> None:
+    large = await make.created(store, input_bytes=1001)
+    assert await store.claim_job("p", make.LONG_S, most_bytes=1000) is None
+    small = await make.created(store, input_bytes=1000)
+    claim = await store.claim_job("p", make.LONG_S, most_bytes=1000)
+    assert claim is not None
+    assert claim.job.id == small.id
+    assert await store.claim_job("p", make.LONG_S, most_bytes=1000) is None
+    assert (await make.claimed_job(store)).job.id == large.id
+
+
+async def test_nothing_is_large_of_a_job_that_was_ended_before_it_was_planned(
+    store: JobStore,
+) -> None:
+    await make.created(store, input_bytes=_LARGE)
+    cancelled = await make.created(store, input_bytes=_LARGE)
+    await store.cancel_job(cancelled.tenant, cancelled.id)
+    claim = await store.claim_job("p", make.LONG_S, most_bytes=1000)
+    assert claim is not None
+    assert claim.job.id == cancelled.id
+
+
+async def test_a_job_to_finish_comes_before_those_to_plan(store: JobStore) -> None:
+    done = await make.planned(store, chunks=1, input_bytes=_LARGE)
+    await make.created(store, tenant="b", input_bytes=1)
+    await make.run(store, [ChunkRef(done.id, 0)])
+    claim = await make.claimed_job(store)
+    assert (claim.job.id, claim.to) == (done.id, "finish")
+
+
+async def test_tenants_take_turns_to_have_their_jobs_finished(store: JobStore) -> None:
+    ready: dict[str, list[str]] = {}
+    for tenant in ("a", "a", "a", "a", "b", "b", "c"):
+        job = await make.planned(store, chunks=1, tenant=tenant)
+        ready.setdefault(tenant, []).append(job.id)
+    for jobs in ready.values():
+        await make.run(store, [ChunkRef(id_, 0) for id_ in jobs])
+    a, b, c = ready.values()
+    assert await _in_turn(store) == [a[0], b[0], c[0], a[1], b[1], a[2], a[3]]
+
+
+async def test_tenants_take_turns_where_their_jobs_are_cancelled(store: JobStore) -> None:
+    ready: dict[str, list[str]] = {}
+    for tenant in ("a", "a", "a", "b"):
+        job = await make.planned(store, chunks=2, tenant=tenant)
+        ready.setdefault(tenant, []).append(job.id)
+        await make.planned(store, tenant=tenant)  # which goes on
+    for tenant, jobs in ready.items():
+        for id_ in jobs:
+            await store.cancel_job(tenant, id_)
+    a, b = ready.values()
+    assert await _in_turn(store) == [a[0], b[0], a[1], a[2]]
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+async def test_failures_to_plan_a_job_and_to_finish_it_are_counted_apart(stage: Stage) -> None:
+    store = stage.store
+    job = await make.created(store)
+    for failures in range(3):
+        claim = await make.claimed_job(store)
+        assert claim.failures == failures
+        assert await store.renew_job(claim, 0.01, failed=True)
+        await stage.lapse(0.01)
+    claim = await make.claimed_job(store)
+    assert await store.renew_job(claim, make.LONG_S)  # which is none
+    await store.release_job(claim)
+    claim = await make.claimed_job(store)
+    assert claim.failures == 3
+    assert await store.planned(claim, chunks=1, rows=10, spans=make.spans(1))
+    await make.run(store, [ChunkRef(job.id, 0)])
+    claim = await make.claimed_job(store)
+    assert (claim.to, claim.failures) == ("finish", 0)
+    assert await store.renew_job(claim, 0.01, failed=True)
+    await stage.lapse(0.01)
+    assert (await make.claimed_job(store)).failures == 1
+
+
+async def test_who_lost_a_job_counts_no_failure_of_it(stage: Stage) -> None:
+    store = stage.store
+    await make.created(store)
+    lost = await make.claimed_job(store, "p1", 0.05)
+    await stage.lapse(0.05)
+    claim = await make.claimed_job(store, "p2")
+    assert not await store.renew_job(lost, make.LONG_S, failed=True)
+    await store.release_job(claim)
+    assert (await make.claimed_job(store)).failures == 0

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from headrace.domain.chunks import Chunk, ChunkRef
 from headrace.ports.job_store import JobStore
 from tests.conformance.job_store.conftest import Stage
@@ -111,6 +113,28 @@ async def test_more_of_a_job_of_high_priority_is_queued(store: JobStore) -> None
     assert shares[0] >= 1
 
 
+@pytest.mark.parametrize("priority", [10, -10])
+async def test_priority_takes_nothing_from_other_tenants(store: JobStore, priority: int) -> None:
+    urgent = [await make.planned(store, chunks=40, priority=priority) for _ in range(2)]
+    plain = await make.planned(store, chunks=40, tenant="other")
+    shares = [0, 0]
+    for _ in range(3):  # a place on the line is kept from one look to the next
+        queued = await store.queue_chunks(by="p", window=8, shared=True)
+        shares[0] += sum(len(make.indexes(queued, job)) for job in urgent)
+        shares[1] += len(make.indexes(queued, plain))
+        await make.run(store, [chunk.ref for chunk in queued])
+    assert shares == [12, 12]
+
+
+async def test_a_tenants_jobs_of_high_priority_come_first_of_its_own(store: JobStore) -> None:
+    low = await make.planned(store, chunks=60, priority=-5)
+    high = await make.planned(store, chunks=60, priority=5)
+    plain = await make.planned(store, chunks=60, tenant="other")
+    queued = await store.queue_chunks(by="p", window=40, shared=True)
+    shares = [len(make.indexes(queued, job)) for job in (low, high, plain)]
+    assert shares == [4, 16, 20]
+
+
 async def test_a_job_of_low_priority_has_its_turn_in_a_small_window_too(store: JobStore) -> None:
     low = await make.planned(store, chunks=2, priority=0)
     high = await make.planned(store, chunks=40, priority=5)
@@ -145,6 +169,39 @@ async def test_what_was_queued_and_nobody_took_is_queued_anew(stage: Stage) -> N
     assert make.indexes(await store.requeue(by="p2", older_than_s=0.1), job) == [1]
     assert not await store.requeue(by="p2", older_than_s=60.0)
     assert await make.states_of(store, job) == ["running", "queued", "waiting"]
+
+
+async def test_what_is_queued_anew_again_and_again_is_so_more_and_more_seldom(stage: Stage) -> None:
+    store = stage.store
+    await make.planned(store, chunks=1)
+    await store.queue_chunks(by="p", window=1, shared=True)
+    for _ in range(6):
+        assert await store.requeue(by="p", older_than_s=0.0, most_patience=64)
+    await stage.lapse(0.1)
+    assert not await store.requeue(by="p", older_than_s=0.1, most_patience=64)  # in 6.4 s
+
+
+async def test_there_is_an_end_to_the_patience_with_what_is_queued(stage: Stage) -> None:
+    store = stage.store
+    await make.planned(store, chunks=1)
+    await store.queue_chunks(by="p", window=1, shared=True)
+    for _ in range(6):
+        assert await store.requeue(by="p", older_than_s=0.0, most_patience=2)
+    await stage.lapse(0.2)
+    assert await store.requeue(by="p", older_than_s=0.1, most_patience=2)
+
+
+async def test_what_is_queued_after_a_failure_is_waited_for_as_at_first(stage: Stage) -> None:
+    store = stage.store
+    job = await make.planned(store, chunks=1)
+    await store.queue_chunks(by="p", window=1, shared=True)
+    for _ in range(6):
+        await store.requeue(by="p", older_than_s=0.0, most_patience=64)
+    claim = await make.claimed(store, job)
+    assert await store.release_chunk(claim.claim, story="it failed")
+    await store.queue_chunks(by="p", window=1, shared=True)
+    await stage.lapse(0.1)
+    assert await store.requeue(by="p", older_than_s=0.1, most_patience=64)
 
 
 async def test_what_is_queued_anew_is_in_the_window_of_whoever_did(stage: Stage) -> None:

@@ -13,6 +13,7 @@ import pytest
 from headrace.domain.errors import AlreadyExists, NotFound, PayloadTooLarge, StoreUnavailable
 from headrace.ports.object_store import ObjectStore
 from tests.support.archives import stream
+from tests.support.waiting import until
 
 KEY: Final = "batch/jobs/batch_1/00000000/1/output.jsonl"
 MIB: Final = 1024**2
@@ -289,6 +290,75 @@ async def test_only_a_slash_makes_a_key_a_prefix(store: ObjectStore) -> None:
     await store.remove("batch/jobs/a")
     await store.remove("batch/jobs/a/1/")
     assert await _is_there(store, "batch/jobs/a/1")
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+async def _keys(store: ObjectStore, prefix: str, older_than_s: float = -60.0) -> list[str]:
+    """Keys below a prefix; without an age all of them, whatever the store's clock says."""
+    pages = [page async for page in store.keys(prefix, older_than_s=older_than_s)]
+    assert all(0 < len(page) <= 1000 for page in pages)
+    return sorted(key for page in pages for key in page)
+
+
+async def test_all_below_a_prefix_is_listed_and_nothing_beside_it(
+    again: Callable[[], ObjectStore],
+) -> None:
+    below = ["batch/jobs/a/1", "batch/jobs/a/2/x", "batch/jobs/a/2/y/z", "batch/jobs/a/é ✓"]
+    for key in (*below, "batch/jobs/ab/1", "batch/files/a", "batch/jobs.2"):
+        await again().put(key, b"x")
+    assert await _keys(again(), "batch/jobs/a/") == below
+    assert await _keys(again(), "batch/jobs/") == [*below, "batch/jobs/ab/1"]
+    assert await _keys(again(), "batch/jobs/a/1/") == []
+    assert await _keys(again(), "batch/none/") == []
+
+
+async def test_what_is_listed_can_be_read_and_removed_by_its_key(store: ObjectStore) -> None:
+    for name in ("a b", "é✓", "100%25", "x+y", "a.jsonl.0000"):
+        await store.put(f"batch/files/{name}", name.encode())
+    for key in await _keys(store, "batch/files/"):
+        assert await _read(store, key) == key.removeprefix("batch/files/").encode()
+        await store.remove(key)
+    assert await _keys(store, "batch/files/") == []
+
+
+async def test_thousands_of_keys_are_listed_once_each(store: ObjectStore) -> None:
+    keys = [f"batch/files/{number:04}" for number in range(1203)]
+    for start in range(0, len(keys), 100):
+        await asyncio.gather(*(store.put(key, b"") for key in keys[start : start + 100]))
+    assert await _keys(store, "batch/files/") == keys
+
+
+async def test_a_listing_may_be_left_early_and_goes_on_while_objects_are_removed(
+    store: ObjectStore,
+) -> None:
+    for number in range(10):
+        await store.put(f"batch/jobs/{number}/part", b"x")
+    async for page in store.keys("batch/jobs/", older_than_s=-60.0):
+        for key in page:
+            await store.remove(f"{key.removesuffix('part')}")
+    assert await _keys(store, "batch/jobs/") == []
+    await store.put(KEY, b"x")
+    pages = store.keys("batch/jobs/", older_than_s=-60.0)
+    await anext(pages)
+    await pages.aclose()
+
+
+async def test_only_what_is_old_enough_is_listed(store: ObjectStore) -> None:
+    await store.put("batch/files/old", b"x")
+    await store.put("batch/files/replaced", b"x")
+    assert await _keys(store, "batch/files/", 3600.0) == []
+    both = ["batch/files/old", "batch/files/replaced"]
+    await until(lambda: _are(store, both, 3.0))
+    await store.put("batch/files/young", b"x")
+    await _upload(store, "batch/files/replaced", b"y")
+    assert await _keys(store, "batch/files/", 3.0) == ["batch/files/old"]
+    assert len(await _keys(store, "batch/files/")) == 3
+
+
+async def _are(store: ObjectStore, keys: list[str], older_than_s: float) -> bool:
+    return await _keys(store, "batch/files/", older_than_s) == keys
 
 
 # --- presigned -----------------------------------------------------------------------------------

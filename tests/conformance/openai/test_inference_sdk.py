@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
+from urllib.parse import quote
 
 import openai
 import pytest
@@ -137,10 +138,13 @@ def test_a_chat_streams_word_by_word(client: OpenAI) -> None:
     assert [piece.choices[0].delta.content for piece in stream] == ["wide", "and", "deep"]
 
 
-def test_models_are_listed_and_read_by_their_names(client: OpenAI) -> None:
+def test_models_are_listed_and_read_by_their_names(client: OpenAI, platform: Server) -> None:
     names = {model.id for model in client.models.list()}
     assert {EMBEDDER, CHAT, "small"} <= names
     assert client.models.retrieve(EMBEDDER).id == EMBEDDER
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    for path in (EMBEDDER, quote(EMBEDDER, safe="")):
+        assert platform.request("GET", f"/v1/models/{path}", None, headers).json()["id"] == EMBEDDER
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("none/such")
 

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from headrace.batch.settings import BatchSettings
 from headrace.domain.calls import Principal
 from headrace.domain.jobs import FileProblem
-from headrace.domain.scopes import BATCH, INFER, grants
+from headrace.domain.scopes import ADMIN, BATCH, INFER, grants
 from tests.support.batch_api import ENDPOINT, BatchApi
 
 ROWS = b'{"custom_id": "1"}\n{"custom_id": "2"}\n'
@@ -107,6 +107,11 @@ async def test_pages_of_files_and_batches_are_walked_to_their_end(client: AsyncO
     assert [file.id async for file in client.files.list(limit=2, order="asc")] == files
     assert [batch.id async for batch in client.batches.list(limit=2)] == batches[::-1]
     assert [file async for file in client.files.list(purpose="vision")] == []
+    with pytest.raises(openai.BadRequestError, match="purpose: expected batch or batch_output"):
+        await client.files.list(purpose="foo")
+    unknown = f"batch_{'0' * 26}"
+    with pytest.raises(openai.BadRequestError, match=f"after: there is no batch '{unknown}'"):
+        await client.batches.list(after=unknown)
 
 
 async def test_a_batch_goes_from_validating_to_completed(
@@ -208,6 +213,76 @@ async def test_the_same_idempotency_key_makes_one_batch(client: AsyncOpenAI) -> 
     assert len([batch async for batch in client.batches.list()]) == 1
     with pytest.raises(openai.UnprocessableEntityError):
         await _create(client, file, metadata={"x": "y"}, extra_headers={"Idempotency-Key": "k"})
+
+
+async def test_who_operates_the_platform_sees_and_cancels_batches_of_all_tenants(
+    api: BatchApi,
+) -> None:
+    api.principals["eve"] = Principal("eve", "other", grants([BATCH, INFER]))
+    api.principals["op"] = Principal("op", grants=grants([ADMIN]))
+    api.principals["boss"] = Principal("boss", "other", grants([ADMIN]))
+    ids = {}
+    for name in ("ann", "eve"):
+        async with _client(api, name) as client:
+            ids[name] = (await _create(client, await _upload(client))).id
+            mine: Any = await client.get(f"/batches/{ids[name]}", cast_to=object)
+            assert "tenant" not in mine
+    one = f"/batches/{ids['eve']}"
+    async with _client(api, "op") as client:
+        page: Any = await client.get("/batches?tenant=*", cast_to=object)
+        assert [(each["id"], each["tenant"]) for each in page["data"]] == [
+            (ids["eve"], "other"), (ids["ann"], "default"),
+        ]  # fmt: skip
+        for tenant, found in (("other", [ids["eve"]]), ("*", [ids["eve"], ids["ann"]])):
+            listed = client.batches.list(limit=1, extra_query={"tenant": tenant})
+            assert [each.id async for each in listed] == found
+        with pytest.raises(openai.NotFoundError):
+            await client.get(one, cast_to=object)
+        seen: Any = await client.get(f"{one}?tenant=other", cast_to=object)
+        assert (seen["tenant"], seen["status"]) == ("other", "validating")
+        for wrong in ("*", "a/b"):
+            with pytest.raises(openai.BadRequestError, match="tenant: expected a tenant's name"):
+                await client.post(f"{one}/cancel?tenant={wrong}", cast_to=object)
+        ended: Any = await client.post(f"{one}/cancel?tenant=other", cast_to=object)
+        assert ended["status"] == "cancelling"
+    for name, other in (("ann", "other"), ("boss", "default"), ("ann", "*"), ("boss", "*")):
+        async with _client(api, name) as client:
+            for asked in (
+                client.get(f"/batches?tenant={other}", cast_to=object),
+                client.get(f"/batches/{ids['ann']}?tenant={other}", cast_to=object),
+                client.post(f"/batches/{ids['ann']}/cancel?tenant={other}", cast_to=object),
+            ):
+                with pytest.raises(openai.PermissionDeniedError, match="leave out the tenant"):
+                    await asked
+    async with _client(api, "boss") as client:  # what is one's own may be named
+        page = await client.get("/batches?tenant=other", cast_to=object)
+        assert [each["id"] for each in page["data"]] == [ids["eve"]]
+        with pytest.raises(openai.NotFoundError):
+            await client.get(f"/batches/{ids['ann']}?tenant=other", cast_to=object)
+
+
+async def test_a_refused_batch_leaves_its_idempotency_key_as_new(
+    api: BatchApi, client: AsyncOpenAI
+) -> None:
+    key = {"Idempotency-Key": "k"}
+    file = await _upload(client)
+    await client.files.delete(file)
+    with pytest.raises(openai.NotFoundError):
+        await _create(client, file, extra_headers=key)
+    file = await _upload(client)  # the corrected request is another one
+    first, second = [await _create(client, file, extra_headers=key) for _ in range(2)]
+    assert first == second
+    path = f"/batches/{first.id}/retry"
+    again: Any = {"headers": {"Idempotency-Key": "again"}}
+    with pytest.raises(openai.ConflictError, match="wait for its end"):
+        await client.post(path, cast_to=object, options=again)
+    job = await api.store.job("default", first.id)
+    await api.start(job)
+    await api.end(job)
+    retried: Any = await client.post(path, cast_to=object, options=again)
+    assert retried["retry_of"] == first.id
+    assert await client.post(path, cast_to=object, options=again) == retried
+    assert len([batch async for batch in client.batches.list()]) == 2
 
 
 async def test_another_tenants_files_and_batches_are_not_there(

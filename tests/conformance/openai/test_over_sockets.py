@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
@@ -12,46 +12,13 @@ from openai import AsyncOpenAI
 from headrace.batch.settings import BatchSettings
 from headrace.domain.batch_requests import NewJob
 from headrace.domain.calls import Call
-from headrace.domain.errors import HeadraceError
 from headrace.transport.http.limits import HttpLimits
-from headrace.transport.http.messages import Handler, HttpResponse
 from headrace.transport.http.server import HttpServer
-from headrace.transport.openai.application import is_upload
-from headrace.transport.openai.errors import OPENAI
 from tests.support.batch_api import ANN, ENDPOINT, BatchApi
+from tests.support.batch_routes import BatchPort
 from tests.support.waiting import until
 
 LARGE = b"x" * 99 + b"\n"
-
-
-class Application:
-    """The routes of batches alone, as one port serves them."""
-
-    def __init__(self, api: BatchApi) -> None:
-        self.asgi = api.asgi
-
-    def handler(self, method: str, target: bytes) -> Handler | None:
-        del method, target
-        return None
-
-    def is_upload(self, method: str, target: bytes) -> bool:
-        return is_upload(method, target)
-
-    def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
-        del headers, peer
-        return None
-
-    def refuse(
-        self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
-    ) -> HttpResponse:
-        del target, headers
-        return OPENAI.response(error, "req-1")
-
-    def failed(
-        self, target: bytes, headers: Mapping[bytes, bytes], error: BaseException
-    ) -> HttpResponse:
-        del target, headers
-        raise AssertionError from error
 
 
 @pytest.fixture
@@ -64,7 +31,7 @@ def api() -> BatchApi:
 async def client(api: BatchApi) -> AsyncIterator[AsyncOpenAI]:
     async with asyncio.TaskGroup() as tasks:
         server = await HttpServer.listen(
-            Application(api),
+            BatchPort(api.asgi),
             address=("127.0.0.1", 0),
             limits=HttpLimits(max_body_bytes=1_000_000),
             tasks=tasks,

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from headrace.adapters.sql.opening import migrate, open_store
+from headrace.adapters.sql.opening import open_store
 from headrace.adapters.sql.registry_store import SqlRegistryStore
-from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.adapters.sql.settings import StoreSettings
 from headrace.ports.registry_store import RegistryStore
 from tests.conformance.registry_store.samples import START
-from tests.support.postgres import Postgres, running
+from tests.support.databases import fresh_database
 from tests.support.registry_store import MemoryRegistryStore
 
 OpenStore = Callable[[], Awaitable[SqlRegistryStore]]
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """One server for all tests of a worker."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database to copy."""
-    name = postgres.create_database()
-    settings = PostgresSettings(dsn=postgres.dsn(name))
-    unused = tmp_path_factory.mktemp("unused")
-    asyncio.run(migrate(settings, data_dir=unused, now=lambda: START))
-    return name
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest) -> StoreSettings:
     """A database that nothing is in yet."""
-    return _fresh(request.param, request)
+    return fresh_database(request.param, request)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def settings_or_none(request: pytest.FixtureRequest) -> StoreSettings | None:
     """The same; None is for the fake, which needs none."""
-    return None if request.param == "memory" else _fresh(request.param, request)
+    return None if request.param == "memory" else fresh_database(request.param, request)
 
 
 @pytest.fixture
@@ -79,11 +61,3 @@ async def either(
     store = await open_store(settings_or_none, data_dir=tmp_path, now=lambda: START)
     yield store
     await store.close()
-
-
-def _fresh(kind: str, request: pytest.FixtureRequest) -> StoreSettings:
-    if kind == "sqlite":
-        return SqliteSettings()
-    server: Postgres = request.getfixturevalue("postgres")
-    name = server.create_database(request.getfixturevalue("migrated"))
-    return PostgresSettings(dsn=server.dsn(name))

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,8 @@ import httpx
 import pytest
 
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
-from headrace.adapters.sql.opening import migrate, open_store
-from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.adapters.sql.opening import open_store
+from headrace.adapters.sql.settings import StoreSettings
 from headrace.domain.calls import Principal
 from headrace.domain.scopes import EVERYTHING
 from headrace.ports.endpoint_states import EndpointStates
@@ -25,9 +24,11 @@ from headrace.registry.networks import Address
 from headrace.registry.registry import Registry
 from headrace.registry.targets import Known, nothing_else
 from headrace.transport.management.application import management_app
-from tests.support import postgres as postgres_support
+from tests.support.databases import fresh_database, migrated, postgres
 from tests.support.idempotency import MemoryIdempotencyStore
 from tests.unit.registry.fakes import FakeArtifacts, FakeInspector
+
+__all__ = ["migrated", "postgres"]  # fixtures
 
 ALLOWED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")]
 NAMES = {
@@ -107,22 +108,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgres_support.Postgres]:
-    with postgres_support.running() as server:
-        template = server.create_database()
-        settings = PostgresSettings(dsn=server.dsn(template))
-        asyncio.run(migrate(settings, data_dir=tmp_path_factory.mktemp("none"), now=now))
-        server.template = template  # type: ignore[attr-defined]
-        yield server
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_settings(request: pytest.FixtureRequest) -> StoreSettings:
-    if request.param == "sqlite":
-        return SqliteSettings()
-    server = request.getfixturevalue("postgres")
-    return PostgresSettings(dsn=server.dsn(server.create_database(server.template)))
+    return fresh_database(request.param, request)
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
 from headrace.adapters.sql.opening import open_store
-from headrace.adapters.sql.settings import PostgresSettings, SqliteSettings, StoreSettings
+from headrace.adapters.sql.settings import StoreSettings
 from headrace.domain.calls import Principal
 from headrace.domain.catalog import Artifact, Format
 from headrace.domain.errors import Unauthenticated
@@ -27,9 +26,9 @@ from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
 from headrace.transport.management.problems import problem_response
 from tests.integration.management.conftest import Platform, now
+from tests.support.databases import fresh_database
+from tests.support.made_up_requests import TOKEN, Current, bounded, schema
 from tests.unit.registry.fakes import FakeArtifacts
-
-TOKEN = "made-up"
 
 
 class ObjectsEverywhere(FakeArtifacts):
@@ -108,18 +107,7 @@ class OnLoop:
         self._loop.close()
 
 
-class _Current:
-    """The platform that is asked at the moment; the schema is read before there is one."""
-
-    def __init__(self) -> None:
-        self.served: OnLoop | None = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        assert self.served is not None
-        await self.served(scope, receive, send)
-
-
-current = _Current()
+current: Current[OnLoop] = Current()
 
 # a time that is still to come
 schemathesis.openapi.format(
@@ -127,49 +115,28 @@ schemathesis.openapi.format(
 )
 
 
-def _schema(mode: str) -> Any:
-    """The document, for requests that fit it, or for others."""
-    config = schemathesis.Config.from_dict(
-        {
-            "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
-            "generation": {"mode": mode, "allow-x00": False, "deterministic": True},
-            # the document links its operations; guesses take an id for a name
-            "phases": {"stateful": {"inference": {"algorithms": []}}},
-            "checks": {
-                "positive_data_acceptance": {
-                    # what fits the document may still meet a state that does not allow it
-                    "expected-statuses": ["2xx", "304", "404", "409", "412", "428"]
-                },
-                "negative_data_rejection": {
-                    "expected-statuses": ["400", "401", "404", "405", "413", "415", "422", "428"]
-                },
-                "missing_required_header": {"expected-statuses": ["400", "401", "415", "428"]},
-            },
-        }
-    )
-    schema = schemathesis.openapi.from_dict(document(operations(), version="v1"), config=config)
-    schema.app = current
-    return schema
+_DOCUMENT = document(operations(), version="v1")
+_EXPECTED = {
+    # what fits the document may still meet a state that does not allow it
+    "positive_data_acceptance": ["2xx", "304", "404", "409", "412", "428"],
+    "negative_data_rejection": ["400", "401", "404", "405", "413", "415", "422", "428"],
+    "missing_required_header": ["400", "401", "415", "428"],
+}
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OnLoop]:
-    chosen: StoreSettings = SqliteSettings()
-    if request.param == "postgres":
-        server = request.getfixturevalue("postgres")
-        chosen = PostgresSettings(dsn=server.dsn(server.create_database(server.template)))
+    chosen = fresh_database(request.param, request)
     served = OnLoop(chosen, tmp_path_factory.mktemp("store"))
     yield served
     served.close()
 
 
-fitting = _schema("positive")
-unfitting = _schema("negative")
-_BOUNDED = settings(
-    max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+fitting = schema(_DOCUMENT, current, mode="positive", expected=_EXPECTED)
+unfitting = schema(_DOCUMENT, current, mode="negative", expected=_EXPECTED)
+_BOUNDED = bounded(3)
 
 
 def _possible_endpoint(body: dict[str, Any], *, changes: bool) -> None:
@@ -259,12 +226,4 @@ class Linked(fitting.as_state_machine()):  # type: ignore[misc]
 
 def test_what_one_answer_tells_holds_in_the_next_request(served: OnLoop) -> None:
     current.served = served
-    Linked.run(
-        settings=settings(
-            max_examples=20,
-            stateful_step_count=8,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=True,
-        )
-    )
+    Linked.run(settings=bounded(20, stateful_step_count=8))

@@ -1,34 +1,81 @@
-"""Requests made up out of the OpenAPI document, good ones and bad ones, for files and batches."""
+"""Requests made up out of the OpenAPI document, good ones and bad ones, for all under `/v1`."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
 
 from headrace.batch.settings import BatchSettings
+from headrace.domain.batch_requests import NewJob
+from headrace.domain.calls import Call, Principal
 from headrace.domain.errors import Unauthenticated
+from headrace.domain.inference import InferRequest, InferResponse
+from headrace.domain.scopes import EVERYTHING
+from headrace.ports.inference import Responses
+from headrace.ports.model_control import IndexEntry
+from headrace.telemetry.trace_context import RequestIds
 from headrace.transport.idempotent import HEADER
 from headrace.transport.management.application import operations
 from headrace.transport.management.document import document
 from headrace.transport.openai.document import document as openai_document
 from headrace.transport.openai.errors import OPENAI
+from headrace.transport.openai.inference import InferenceWire
+from headrace.transport.openai.models import ModelsWire
+from headrace.transport.openai.payload import EMBEDDINGS, OpenAiPayload
+from headrace.transport.openai.reply import OpenAiReply
 from tests.support.batch_api import ANN, ENDPOINT, BatchApi
+from tests.support.made_up_requests import TOKEN, Current, bounded, schema
 
-TOKEN = "made-up"
+MODEL = "m"
+
+
+class Models:
+    """Every model there may be, at an endpoint that always has an answer; one is listed."""
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        del call
+        payload = request.payload
+        assert isinstance(payload, OpenAiPayload)
+        assert not payload.stream
+        body = b'{"data": []}' if payload.path == EMBEDDINGS else b'{"choices": []}'
+        return InferResponse(request.model, "", [], reply=OpenAiReply(body))
+
+    async def stream(self, request: InferRequest, call: Call) -> Responses:
+        del call
+        reply = OpenAiReply(b'{"choices": []}')
+        yield InferResponse(request.model, "", [], reply=reply, final=False)
+
+    def of(self, tenant: str) -> Models:
+        del tenant
+        return self
+
+    async def index(self) -> Sequence[IndexEntry]:
+        return [IndexEntry(MODEL, "", "READY", "")]
 
 
 class Served:
-    """Files and batches as the edge serves them, with a file and a batch in them."""
+    """All under `/v1` as the edge serves it, with a file in it and a model."""
 
     def __init__(self) -> None:
         # a stream of what goes on is over soon
-        self.api = BatchApi(BatchSettings(follow_max_s=1.0))
-        self.api.principals = {TOKEN: ANN}
+        models: Any = Models()
+        inference = InferenceWire(
+            models,
+            max_body_bytes=1_000_000,
+            max_buffered_bytes=10_000_000,
+            clock=time.monotonic,
+            ids=RequestIds(),
+        )
+        beside = [*inference.routes(), *ModelsWire(lambda: models).routes()]
+        self.api = BatchApi(BatchSettings(follow_max_s=1.0), beside=beside)
+        self.api.principals = {TOKEN: Principal("op", grants=EVERYTHING)}
         self.file = asyncio.run(self.api.upload()).id
+        wanted = NewJob(input_file_id=self.file, endpoint=ENDPOINT, completion_window="24h")
+        self.batch = asyncio.run(self.api.jobs.create(Call("r", ANN), wanted)).id
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -40,43 +87,16 @@ class Served:
         await self.api.asgi(scope, receive, send)
 
 
-class _Current:
-    """What is asked at the moment; the schema is read before there is any."""
-
-    def __init__(self) -> None:
-        self.served: Served | None = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        assert self.served is not None
-        await self.served(scope, receive, send)
+current: Current[Served] = Current()
 
 
-current = _Current()
-
-
-def _schema(mode: str) -> Any:
-    """The document, for requests that fit it, or for others."""
-    config = schemathesis.Config.from_dict(
-        {
-            "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
-            "generation": {"mode": mode, "allow-x00": False, "deterministic": True},
-            "phases": {"stateful": {"inference": {"algorithms": []}}},
-            "checks": {
-                "positive_data_acceptance": {
-                    # what fits the document may still meet a state that does not allow it
-                    "expected-statuses": ["2xx", "404", "409", "416"]
-                },
-                "negative_data_rejection": {
-                    "expected-statuses": ["400", "401", "404", "405", "413", "415", "422"]
-                },
-            },
-        }
-    )
-    whole = document(operations(), version="v1", beside=openai_document())
-    described = whole | {"paths": openai_document()["paths"]}
-    schema = schemathesis.openapi.from_dict(described, config=config)
-    schema.app = current
-    return schema
+_WHOLE = document(operations(), version="v1", beside=openai_document())
+_DOCUMENT = _WHOLE | {"paths": openai_document()["paths"]}
+_EXPECTED = {
+    # what fits the document may still meet a state that does not allow it
+    "positive_data_acceptance": ["2xx", "404", "409", "416"],
+    "negative_data_rejection": ["400", "401", "404", "405", "413", "415", "422"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +105,9 @@ def served() -> Served:
     return current.served
 
 
-fitting = _schema("positive")
-unfitting = _schema("negative")
-_BOUNDED = settings(
-    max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+fitting = schema(_DOCUMENT, current, mode="positive", expected=_EXPECTED)
+unfitting = schema(_DOCUMENT, current, mode="negative", expected=_EXPECTED)
+_BOUNDED = bounded(5)
 
 
 def _whole(told: Any) -> Any:
@@ -109,8 +127,14 @@ def possible(case: Any, served: Served) -> Any:
         if case.body.get("max_attempts"):
             case.body["max_attempts"] = 3
         case.body = _whole(case.body)
+    if case.operation.path == "/v1/models/{id}":
+        case.path_parameters["id"] = MODEL
+    # none is long enough for sure
+    case.headers.pop("Request-Timeout", None)
     if case.query:
         case.query.pop("presigned", None)  # it is not offered everywhere
+        if case.operation.path == "/v1/batches" and case.query.get("after"):
+            case.query["after"] = served.batch  # of one that is there
     # it is good for one request only, and what is made up comes up again
     case.headers.pop(HEADER, None)
     return case
@@ -137,12 +161,4 @@ class Linked(fitting.as_state_machine()):  # type: ignore[misc]
 
 
 def test_what_one_answer_tells_holds_in_the_next_request() -> None:
-    Linked.run(
-        settings=settings(
-            max_examples=10,
-            stateful_step_count=8,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            derandomize=True,
-        )
-    )
+    Linked.run(settings=bounded(10, stateful_step_count=8))

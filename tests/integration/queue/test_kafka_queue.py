@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from headrace.adapters.kafka.metrics import QueueMetrics
 from headrace.adapters.kafka.queue import KafkaQueue
 from headrace.domain.chunks import ChunkRef
 from headrace.domain.errors import StoreUnavailable
 from headrace.ports.job_queue import DeadLetter, Delivery, Message
+from headrace.telemetry.metrics import Metrics
 from tests.integration.queue.conftest import Cluster
 from tests.support.kafka import member
 from tests.support.kafka.apache import ApacheKafka
@@ -173,6 +175,24 @@ async def test_a_record_without_a_value_is_delivered_as_unreadable(cluster: Clus
     assert (delivery.message, delivery.raw) == (None, b"")
 
 
+@pytest.mark.parametrize("partitions", [1])
+async def test_the_log_says_once_in_a_while_where_what_cannot_be_read_is_and_why(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = cluster.queue()
+    await queue.publish(messages(0))
+    for raw in (b'{"v":1,"job":"j"}', b"not JSON", b"neither"):
+        cluster.send(raw)
+    await take(queue, 4)
+    told = [record for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert [record.levelno for record in told] == [logging.WARNING]
+    settings = cluster.settings()
+    assert told[0].getMessage() == (
+        f"Kafka message: topic {settings.chunks_topic}, partition 0, offset 1 cannot be read: "
+        f"Object missing required field `chunk`. It is for {settings.dead_topic}"
+    )
+
+
 async def test_fields_that_a_newer_process_added_are_left_alone(cluster: Cluster) -> None:
     queue = cluster.queue()
     await queue.publish(messages(1))
@@ -259,6 +279,8 @@ async def test_commits_are_fewer_than_messages(cluster: Cluster) -> None:
 async def test_a_commit_that_failed_is_made_again(mock: MockKafka, partitions: int) -> None:
     cluster = Cluster(mock, partitions=partitions)
     queue = cluster.queue()
+    metrics = Metrics()
+    QueueMetrics(queue, metrics)
     try:
         await queue.publish(messages(1))
         (delivery,) = await take(queue, 1)
@@ -266,8 +288,68 @@ async def test_a_commit_that_failed_is_made_again(mock: MockKafka, partitions: i
         delivery.done()
         await until(lambda: cluster.committed() == [1])
         assert queue.in_hand == 0
+        assert shown(metrics)["commit_failures_total"] >= 1
     finally:
         await cluster.close()
+
+
+# --- what is counted ------------------------------------------------------------------------------
+
+
+def shown(metrics: Metrics) -> dict[str, float]:
+    """The samples of the queue, without what their names have in common."""
+    lines = metrics.render()[0].decode().splitlines()
+    samples = [line.rsplit(" ", 1) for line in lines if line.startswith("headrace_job_queue_")]
+    return {name.removeprefix("headrace_job_queue_"): float(value) for name, value in samples}
+
+
+async def test_all_that_waits_is_counted_while_the_hands_of_a_process_are_full(
+    cluster: Cluster,
+) -> None:
+    queue, other = cluster.queue(max_in_hand=2), cluster.queue()
+    metrics = Metrics()
+    QueueMetrics(queue, metrics)
+    chunks, retry = (f'{{topic="{cluster.topic}.{name}"}}' for name in ("chunks", "retry"))
+    await other.publish(messages(*range(40)))
+    held = await take(queue, 2)
+    await until(lambda: shown(metrics)[f"lag_messages{chunks}"] == 40, timeout_s=_PATIENCE_S)
+    await other.publish(messages(*range(40, 60)))
+    await until(lambda: shown(metrics)[f"lag_messages{chunks}"] == 60, timeout_s=_PATIENCE_S)
+    assert shown(metrics)["in_hand_messages"] == 2
+    for delivery in held:
+        delivery.done()
+    for _ in range(58):
+        (await take(queue, 1))[0].done()
+    await queue.publish(messages(1, failures=1))
+    (failed,) = await take(queue, 1)
+    await until(lambda: shown(metrics)[f"lag_messages{chunks}"] == 0, timeout_s=_PATIENCE_S)
+    await until(lambda: shown(metrics)[f"lag_messages{retry}"] == 1, timeout_s=_PATIENCE_S)
+    failed.done()
+    await queue.bury(DeadLetter(reason="strange"))
+    found = shown(metrics)
+    assert found[f"partitions{chunks}"] == found[f"partitions{retry}"] == 4
+    assert (found["published_total"], found["taken_total"], found["buried_total"]) == (1, 61, 1)
+    assert (found["commits_total"] > 0, found["rebalances_total"] > 0) == (True, True)
+    assert found["commit_failures_total"] == 0
+    await queue.close()
+    assert shown(metrics)[f"partitions{chunks}"] == 0
+
+
+async def test_what_another_process_has_done_is_not_counted_as_waiting(cluster: Cluster) -> None:
+    first = cluster.queue()
+    await first.publish(messages(*range(40)))
+    for delivery in (await take(first, 40))[:30]:
+        delivery.done()
+    await first.close()
+    left = 40 - sum(max(offset, 0) for offset in cluster.committed())
+    second = cluster.queue(max_in_hand=1)
+    metrics = Metrics()
+    QueueMetrics(second, metrics)
+    await take(second, 1)  # of one partition: of the others it has read nothing
+    name = f'lag_messages{{topic="{cluster.topic}.chunks"}}'
+    await until(lambda: shown(metrics)[name] == left, timeout_s=_PATIENCE_S)
+    await second.close()
+    assert shown(metrics)[name] == 0
 
 
 # --- members come, go and crash -------------------------------------------------------------------

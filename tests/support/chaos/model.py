@@ -60,3 +60,6 @@ class Control:
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         del model, version
         return None
+
+    async def unfit(self, model: str, version: str = "") -> None:
+        del model, version

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -74,12 +75,13 @@ class _Fleet:
             made.append(self.client.create(file, key=f"job {self._submitted}"))
         return made
 
-    def check(self, ids: Sequence[str]) -> None:
-        """Wait for the end of all jobs there are, and see that nothing is wrong."""
+    def check(self, ids: Sequence[str], passed: Passed) -> None:
+        """Wait for the end of all jobs there are, and see that nothing is wrong; count them."""
         client, rows = self.client, list(range(self._shape.rows))
         jobs = [Job(client.end_of(id_), rows) for id_ in ids]
         client.until_none(self._place.left)
         client.check(self._shape, jobs)
+        passed.jobs, passed.rows = len(ids), len(ids) * self._shape.rows
 
     def done(self, ids: Sequence[str]) -> int:
         """Rows of jobs that have an outcome."""
@@ -97,11 +99,23 @@ class _Fleet:
         time.sleep(_POLL_S)
 
 
+@contextlib.contextmanager
+def _passing(places: Places, name: str, shape: Shape, what: str) -> Iterator[tuple[Passed, _Fleet]]:
+    """A fleet until the block ends; what breaks the block off is the problem that is told."""
+    passed = Passed(what=what)
+    fleet = _Fleet(places.make(name, shape), shape)
+    try:
+        yield passed, fleet
+    except Exception as error:  # noqa: BLE001 - told
+        passed.problem = f"{type(error).__name__}: {error}"
+    finally:
+        fleet.close()
+
+
 def restart(places: Places, server: Server) -> Passed:
     """Crash a server in the midst of jobs and start it again; a job is asked for meanwhile."""
-    passed = Passed(what=f"restart of {server}")
-    fleet = _Fleet(places.make(f"restart_{server}", _LONG), _LONG)
-    try:
+    what = f"restart of {server}"
+    with _passing(places, f"restart_{server}", _LONG, what) as (passed, fleet):
         for process in (fleet.begin(), fleet.begin()):
             process.listening()
         jobs = fleet.submit(_JOBS)
@@ -116,22 +130,16 @@ def restart(places: Places, server: Server) -> Passed:
         fleet.until(lambda: fleet.done(jobs) > min(before, total - 1), "more rows are done")
         passed.resumed_s = time.monotonic() - back
         jobs += fleet.submit(1)
-        fleet.check(jobs)
-        passed.jobs, passed.rows = len(jobs), len(jobs) * _LONG.rows
-    except Exception as error:  # noqa: BLE001 - told
-        passed.problem = f"{type(error).__name__}: {error}"
-    finally:
-        fleet.close()
+        fleet.check(jobs, passed)
     return passed
 
 
 def storm(places: Places, joins: int) -> Passed:
     """Let workers join the group and leave it, or die, while jobs go on."""
-    passed = Passed(what=f"{joins} joins and leaves")
-    fleet = _Fleet(places.make("storm", _STORMY), _STORMY)
-    jobs: list[str] = []
-    coming: list[Process] = []
-    try:
+    what = f"{joins} joins and leaves"
+    with _passing(places, "storm", _STORMY, what) as (passed, fleet):
+        jobs: list[str] = []
+        coming: list[Process] = []
         fleet.begin().listening()
         while passed.joins < joins:
             if not jobs or fleet.done(jobs[-1:]) > _STORMY.rows // 2:
@@ -148,10 +156,5 @@ def storm(places: Places, joins: int) -> Passed:
             code = first.end(signal.SIGTERM if leaves else signal.SIGKILL)
             assert code == (0 if leaves else -signal.SIGKILL), f"a worker left with {code}"
             fleet.processes.remove(first)
-        fleet.check(jobs)
-        passed.jobs, passed.rows = len(jobs), len(jobs) * _STORMY.rows
-    except Exception as error:  # noqa: BLE001 - told
-        passed.problem = f"{type(error).__name__}: {error}"
-    finally:
-        fleet.close()
+        fleet.check(jobs, passed)
     return passed

@@ -100,13 +100,7 @@ class Places:
             made = f"case_{name}"
             servers.postgres.execute(f"CREATE DATABASE {made} TEMPLATE {servers.template}")
             database = PostgresSettings(dsn=servers.postgres.dsn(made), pool_size=4)
-            artifacts = S3Artifacts(
-                bucket=s3.BUCKET,
-                prefix=name,
-                endpoint=servers.s3.url,
-                access_key_id=s3.ACCESS_KEY,
-                secret_access_key=s3.SECRET_KEY,
-            )
+            artifacts = s3.settings(servers.s3.url, name)
             queue = KafkaSettings(
                 brokers=servers.kafka.bootstrap,
                 topic=f"case-{name}",
@@ -121,7 +115,9 @@ class Places:
             database=database,
             artifacts=artifacts,
             queue=queue,
-            batch=msgspec.structs.replace(self._batch, chunk_rows=shape.chunk_rows),
+            batch=msgspec.structs.replace(
+                self._batch, chunk_rows=shape.chunk_rows, chunk_s=shape.chunk_s
+            ),
         )
         return Place(folder=folder, settings=settings)
 

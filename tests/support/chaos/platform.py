@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-import socket
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.support.chaos.model import BAD, NAME
+from tests.support.ports import free_port
 from tests.support.process import Server, serving
 
 _MODEL: Final = f"""\
@@ -41,9 +41,7 @@ class Platform:
     """One process at a time, over the same data. Start it, kill it, start it again."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._folder = folder
         self._numbers = itertools.count(1)
         self._data = folder / "data"

@@ -9,23 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-
 from headrace.adapters.artifacts.batch_objects import object_store
-from headrace.adapters.kafka.settings import KafkaSettings
-from headrace.adapters.memory_queue import MemoryQueue
 from headrace.adapters.sql import postgres
 from headrace.adapters.sql.database import Database
 from headrace.adapters.sql.idempotency import SqlIdempotencyStore
@@ -40,16 +34,11 @@ from headrace.ports.idempotency import KeptAnswer
 from headrace.ports.job_queue import JobQueue, Message
 from headrace.ports.job_store import PageQuery
 from headrace.registry.registry import utc_now
-from headrace.settings import Settings
 from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.trace_context import RequestIds
-from headrace.transport.http.host import AsgiApp, AsgiMessage, AsgiReceive, AsgiSend
 from headrace.transport.http.limits import HttpLimits
-from headrace.transport.http.messages import Handler, HttpResponse
 from headrace.transport.http.server import HttpServer
-from headrace.transport.openai.application import is_upload
-from headrace.transport.openai.errors import OPENAI
-from headrace.transport.unserved import unserved
+from tests.support.batch_routes import BatchPort, routed
 from tests.support.chaos import native
 from tests.support.chaos.counted import Counted, count_awaits, count_system, counted
 from tests.support.chaos.forked import fork
@@ -164,8 +153,9 @@ async def _main(place: Place, shape: Shape, sites: Sites, fault: Fault | None, s
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, asked.set)
     async with asyncio.TaskGroup() as tasks, _house(place, shape, sites, saying) as (house, extra):
+        asgi = routed(house.wire.routes(), principal=lambda _: ANONYMOUS)
         server = await HttpServer.listen(
-            _Application(house), address=("127.0.0.1", 0), limits=HttpLimits(), tasks=tasks
+            BatchPort(asgi), address=("127.0.0.1", 0), limits=HttpLimits(), tasks=tasks
         )
         working = [tasks.create_task(work) for work in (house.run(), *extra)]
         telling = tasks.create_task(_tell_idle(asked, saying))
@@ -205,8 +195,10 @@ async def _house(
     settings = place.settings
     queues: list[JobQueue] = []
 
-    def new_queue(_: object) -> Any:
-        queue = _queue(settings)
+    compose_queue = composition._queue  # noqa: SLF001 - what it makes is counted
+
+    def new_queue(*given: Any) -> Any:
+        queue = compose_queue(*given)
         queues.append(queue)
         return Counted(_Twice(queue) if shape.repeats else queue, "queue", sites)
 
@@ -234,6 +226,7 @@ async def _house(
             control=Control,  # type: ignore[arg-type]
             metrics=Metrics(version="0"),
             ids=RequestIds(),
+            last_online=lambda: -math.inf,  # batch jobs have it all to themselves
         )
         extra = [_gossip(store.database, queues[0])] if shape.repeats else []
         if queues[0].shared:
@@ -244,15 +237,6 @@ async def _house(
             await house.close()
     finally:
         await store.close()
-
-
-def _queue(settings: Settings) -> JobQueue:
-    """As the composition makes it; by hand, since that is where it was replaced."""
-    if isinstance(settings.queue, KafkaSettings):
-        from headrace.adapters.kafka.queue import KafkaQueue  # noqa: PLC0415 - only where used
-
-        return KafkaQueue(settings.queue)
-    return MemoryQueue()
 
 
 class _BriefKeys(SqlIdempotencyStore):
@@ -302,52 +286,3 @@ async def _tell_joined(queue: Any, saying: int) -> None:
     while not queue.partitions:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.02)
     _say(saying, "joined")
-
-
-class _Application:
-    """The routes of batches alone, as one port serves them."""
-
-    def __init__(self, house: BatchHouse) -> None:
-        self.asgi: AsgiApp = self._serve
-        self._app = Starlette(
-            routes=house.wire.routes(),
-            exception_handlers={HeadraceError: _typed, HTTPException: _unserved},
-        )
-
-    async def _serve(self, scope: AsgiMessage, receive: AsgiReceive, send: AsgiSend) -> None:
-        scope["headrace.principal"] = ANONYMOUS
-        scope["headrace.request_id"] = "req-1"
-        await self._app(scope, receive, send)
-
-    def handler(self, method: str, target: bytes) -> Handler | None:
-        del method, target
-        return None
-
-    def is_upload(self, method: str, target: bytes) -> bool:
-        return is_upload(method, target)
-
-    def may_send(self, headers: Mapping[bytes, bytes], peer: str) -> HeadraceError | None:
-        del headers, peer
-        return None
-
-    def refuse(
-        self, target: bytes, headers: Mapping[bytes, bytes], error: HeadraceError
-    ) -> HttpResponse:
-        del target, headers
-        return OPENAI.response(error, "req-1")
-
-    def failed(
-        self, target: bytes, headers: Mapping[bytes, bytes], error: BaseException
-    ) -> HttpResponse:
-        del target, headers
-        raise AssertionError from error
-
-
-async def _typed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HeadraceError)
-    return OPENAI.asgi_response(error, "req-1")
-
-
-async def _unserved(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return OPENAI.asgi_response(unserved(request, error), "req-1")

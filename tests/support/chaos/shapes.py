@@ -20,6 +20,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     name: Name
     rows: int = 18
     chunk_rows: int = 6
+    chunk_s: float = 5.0  # where a chunk takes longer it is cut in two
     bad: int = 0  # every so-manieth row is refused by the model
     shaky: int = 0  # every so-manieth fails at first
     cancelled: bool = False  # as soon as some rows are done
@@ -70,7 +71,7 @@ SHAPES: Final[dict[Name, Shape]] = {
     shape.name: shape
     for shape in (
         Shape(name="plain"),
-        Shape(name="partial", bad=5),
+        Shape(name="partial", bad=5, chunk_rows=18, chunk_s=0.001),
         Shape(name="retry", bad=6, shaky=4, retried=True),
         Shape(name="cancel", bad=5, cancelled=True, rows=30, model_s=0.04),
         Shape(name="duplicates", bad=5, workers=2, repeats=True),

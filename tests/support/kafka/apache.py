@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,14 +15,13 @@ from typing import Final
 
 import pytest
 
-from tests.support.process import eventually
+from tests.support.ports import free_ports
+from tests.support.server_process import ServerProcess
 
 _ROOT: Final = Path(__file__).parents[3]
 _JARS: Final = _ROOT / ".cache" / "kafka"
 _CLUSTER: Final = "aGVhZHJhY2UtdGVzdHMtMQ"  # 16 bytes in base64, as Kafka wants its id
 _START_S: Final = 90.0
-_STOP_S: Final = 20.0
-_LOG_TAIL: Final = 3000  # characters
 _JAVA: Final = (
     "java", "-Xms48m", "-Xmx256m", "-XX:+UseSerialGC",
     # it lives for seconds: code that is compiled at once starts in half the time
@@ -33,14 +31,18 @@ _JAVA: Final = (
 )  # fmt: skip
 
 
-class ApacheKafka:
+class ApacheKafka(ServerProcess):
     """A cluster of one. Its address and its data stay when it is stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self.log_file = folder / "log"
-        self._properties = folder / "server.properties"
-        self._process: subprocess.Popen[bytes] | None = None
-        broker, controller = _free_ports(2)
+        properties = folder / "server.properties"
+        super().__init__(
+            "Kafka",
+            [*_JAVA, "kafka.Kafka", str(properties)],
+            log_file=folder / "log",
+            start_s=_START_S,
+        )
+        broker, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{broker}"
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -66,49 +68,15 @@ class ApacheKafka:
             "num.io.threads": 2,
         }
         lines = [f"{name}={value}\n" for name, value in settings.items()]
-        self._properties.write_text("".join(lines), "utf-8")
+        properties.write_text("".join(lines), "utf-8")
         done = subprocess.run(
             [*_JAVA, "kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER,
-             "--config", str(self._properties)],
+             "--config", str(properties)],
             check=False, capture_output=True, text=True, timeout=_START_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*_JAVA, "kafka.Kafka", str(self._properties)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.log_file.parent,
-            )  # fmt: skip
-        try:
-            eventually(self._answers, timeout_s=_START_S, interval_s=0.05)
-        except AssertionError as error:
-            self.kill()
-            msg = f"Kafka did not start ({error}):\n{self.log_file.read_text()[-_LOG_TAIL:]}"
-            raise AssertionError(msg) from error
-
-    def kill(self) -> None:
-        """End it at once, as a crash would."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(_STOP_S)
-
-    def freeze(self) -> None:
-        """Let it answer nothing, with its connections open."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
     def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"Kafka ended with {self._process.returncode}"
         host, _, port = self.bootstrap.partition(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1.0) as link:
             link.settimeout(2.0)
@@ -138,11 +106,3 @@ def running(folder: Path) -> Iterator[ApacheKafka]:
         yield server
     finally:
         server.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -7,10 +7,11 @@ the server is not there by then, as it is with real networks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from headrace.domain.errors import EndpointFailed, HeadraceError, StoreUnavailable
+from headrace.domain.idempotency import IdempotencyKey
 from tests.support.simulation.scenario import POLLED, Server, Strike
 from tests.support.simulation.world import World, listed, settle
 
@@ -29,7 +30,9 @@ class Mortal(Protocol):
     """A process that can be killed and paused."""
 
     name: str
-    is_dead: bool
+
+    @property
+    def is_dead(self) -> bool: ...
 
     def kill(self) -> None: ...
 
@@ -70,7 +73,6 @@ class Link:
         if strike.when == "late":
             world.later(strike.seconds, request.serve)
             world.disturb(world.loop.time() + strike.seconds)
-            world.is_late = True
         if strike.deed == "kill":
             process.kill()
             raise Killed
@@ -187,6 +189,10 @@ class RemoteStore:
         self.__dict__[name] = ask
         return ask
 
+    async def database(self) -> str:
+        """The same in every run."""
+        return await self._link.ask("store", "database", lambda: "simulated")
+
     async def chunks(self, job: str) -> AsyncIterator[Any]:
         """Some chunks at a time."""
         store, seen = self._link.world.store, 0
@@ -199,6 +205,25 @@ class RemoteStore:
             seen += _PAGE
             if seen >= len(found):
                 return
+
+
+class RemoteKeys:
+    """The port `IdempotencyStore` over a link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Any of its operations, which are others than those of jobs."""
+        effect = getattr(self._link.world.keys, name)
+
+        async def ask(key: IdempotencyKey, *args: Any, **kwargs: Any) -> Any:
+            return await self._link.ask(
+                "store", f"{name}_key", lambda: settle(effect(key, *args, **kwargs)), args=(key,)
+            )
+
+        self.__dict__[name] = ask
+        return ask
 
 
 class RemoteObjects:
@@ -231,6 +256,15 @@ class RemoteObjects:
             if at and at % _PAGE == 0:
                 await self._ask("read", key, lambda: self._server.size(key))
             yield piece
+
+    async def keys(
+        self, prefix: str, *, older_than_s: float
+    ) -> AsyncGenerator[Sequence[str], None]:
+        pages = await self._ask(
+            "keys", prefix, lambda: listed(self._server.keys(prefix, older_than_s=older_than_s))
+        )
+        for page in pages:
+            yield page
 
     async def remove(self, key: str) -> None:
         await self._ask("remove", key, lambda: self._server.remove(key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -15,6 +16,10 @@ When: TypeAlias = Literal["before", "after", "late"]
 Deed: TypeAlias = Literal["kill", "pause", "refuse"]
 Defect: TypeAlias = Literal["", "repeated id", "other url", "no rows", "no json", "no object"]
 
+#: A file, once its job has ended; early: the input, as soon as the job has begun.
+Deleted: TypeAlias = Literal["", "input", "output", "early"]
+
+_LONG_S: Final = 60.0
 SERVERS: Final[tuple[Server, ...]] = ("store", "objects", "queue", "model")
 #: Requests of the job path, by how often one of them is struck.
 _STRUCK: Final = {
@@ -22,7 +27,13 @@ _STRUCK: Final = {
     "finish": 4, "queue_chunks": 3, "requeue": 1, "claim_chunk": 4, "renew_chunks": 2,
     "complete_chunk": 5, "release_chunk": 2, "release_overdue": 1, "bury_chunk": 1,
     "expire_jobs": 1, "chunks": 1, "job": 1, "take_garbage": 1, "removed": 1, "read": 3, "put": 4,
+    "needed": 1, "keys": 1, "database": 1,
     "join": 3, "upload": 1, "remove": 1, "publish": 3, "take": 1, "bury": 1, "done": 2, "infer": 4,
+}  # fmt: skip
+#: Requests that are made while clients are answered.
+_ASKED: Final = {
+    "upload": 3, "add_file": 3, "file": 1, "claim_key": 2, "create_job": 4, "keep_key": 3,
+    "release_key": 1, "job": 1, "jobs": 1, "cancel_job": 3, "delete_file": 2,
 }  # fmt: skip
 #: What processes ask again and again.
 POLLED: Final = frozenset(
@@ -59,7 +70,10 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class JobPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One job. Rows are of a kind each: g(ood), b(ad for the model), u(nreadable)."""
+    """One job. Rows are of a kind each.
+
+    They are g(ood), b(ad for the model), u(nreadable), or p(oison for who works on them).
+    """
 
     rows: str
     at_s: float
@@ -70,7 +84,8 @@ class JobPlan(msgspec.Struct, frozen=True, kw_only=True):
     cancel_after_s: float | None
     defect: Defect
     retried: bool  # once it has ended, if rows failed
-    input_deleted: bool  # once it has ended
+    deleted: Deleted
+    asked_twice: bool  # for the same job
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +93,14 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     processes: int
     hands: int
+    given_hands: int  # that jobs are handed to, within their process
+    sweep_s: float  # between looks for what nobody needs; 0: never
     shared: bool  # whether they have one queue together
     look_s: float
     lease_s: float
     chunks_in_hand: int
     chunk_rows: int
+    chunk_s: float  # that is worked on a chunk before its rest waits
     window: int
     merged: int  # rows that a request may have
     model_s: float  # that it takes at most
@@ -92,6 +110,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     doubles: float
     delays: float
     takes_away: float  # deliveries from whoever works on them
+    max_jobs: int  # of a tenant at a time; 0: any number
+    max_job_bytes: int
+    patience_s: float  # of clients
+    drops: float  # of answers, which clients do not get
     piece_bytes: int
     slow: float  # of requests
     strikes: tuple[Strike, ...]
@@ -116,14 +138,18 @@ def draw(seed: int) -> Scenario:
     model_s = pick((0.01, 0.01, 0.3, 2.0, 12.0))
     strikes = pick((0, 1, 1, 2, 3, 5)) * (3 if some() < 0.15 else 1)
     queue_fails = some() < 0.4
-    return Scenario(
+    has_poison = some() < 0.1
+    scenario = Scenario(
         processes=processes,
         hands=pick((1, 1, 2)),
+        given_hands=pick((0, 1, 1, 2)),
+        sweep_s=pick((0.0,) * 9 + (15.0,)),
         shared=some() < 0.7,
         look_s=pick((1.0, 2.0, 4.0)),
         lease_s=pick((6.0, 15.0)),
         chunks_in_hand=pick((1, 2, 3)),
         chunk_rows=pick((1, 2, 3, 5)),
+        chunk_s=_LONG_S,
         window=pick((1, 2, 4, 64)),
         merged=pick((0, 1, 3, 64)),
         model_s=model_s,
@@ -133,22 +159,54 @@ def draw(seed: int) -> Scenario:
         doubles=pick((0.0, 0.2, 0.5)) if queue_fails else 0.0,
         delays=pick((0.0, 0.2, 0.5)) if queue_fails else 0.0,
         takes_away=pick((0.0, 0.2)) if queue_fails else 0.0,
+        max_jobs=pick((0, 0, 0, 1, 2)),
+        max_job_bytes=pick((0, 0, 0, 4000)),
+        patience_s=pick((2.0, 5.0, 40.0)),
+        drops=pick((0.0, 0.0, 0.1, 0.3)),
         piece_bytes=pick((50, 300, 1024**2)),
         slow=pick((0.0, 0.02, 0.1)),
-        strikes=tuple(_strike(chance) for _ in range(strikes)),
+        strikes=(
+            *(_strike(chance, _STRUCK) for _ in range(strikes)),
+            *(_strike(chance, _ASKED) for _ in range(pick((0, 0, 1, 2)))),
+            *(_insistent(chance) if some() < 0.1 else ()),
+        ),
         outages=tuple(_outage(chance, faults_s) for _ in range(pick((0, 0, 0, 1, 2)))),
         stops=tuple(_stop(chance, faults_s, processes) for _ in range(pick((0, 0, 1, 2)))),
-        jobs=tuple(_job(chance, faults_s, model_s) for _ in range(pick((1, 1, 2, 4)))),
+        jobs=tuple(
+            _job(chance, faults_s, model_s, is_poisoned=has_poison and some() < 0.5)
+            for _ in range(pick((1, 1, 2, 4)))
+        ),
         faults_s=faults_s,
+    )
+    return _sliced(random.Random(f"slices {seed}"), scenario)
+
+
+def _sliced(chance: random.Random, scenario: Scenario) -> Scenario:
+    """Of most scenarios: with larger chunks, each worked on for so short that some is left."""
+    if chance.random() < 0.4:
+        return scenario
+    return msgspec.structs.replace(
+        scenario,
+        chunk_rows=chance.choice((3, 5, 20)),
+        chunk_s=chance.choice((0.01, 0.1, 0.5)) * scenario.model_s,
     )
 
 
-def _strike(chance: random.Random) -> Strike:
-    operation = chance.choices(list(_STRUCK), list(_STRUCK.values()))[0]
+def _strike(chance: random.Random, operations: Mapping[str, int]) -> Strike:
+    operation = chance.choices(list(operations), list(operations.values()))[0]
     nth = 1 + int(chance.expovariate(1 / (12 if operation in POLLED else 3)))
     deed: Deed = chance.choices(("kill", "pause", "refuse"), (4, 2, 3))[0]
     when: When = chance.choices(("before", "after", "late"), (3, 4, 2))[0]
     return Strike(operation, nth, when, deed, chance.choice((1.0, 8.0, 17.0, 25.0)))
+
+
+def _insistent(chance: random.Random) -> Iterator[Strike]:
+    """The same request is struck each time that it is made, while whoever makes it insists."""
+    first = _strike(chance, _ASKED if chance.random() < 0.5 else _STRUCK)
+    is_alike = chance.random() < 0.5
+    for nth in range(first.nth, first.nth + chance.choice((2, 2, 3, 5, 8))):
+        other = first if is_alike else _strike(chance, {first.operation: 1})
+        yield msgspec.structs.replace(other, nth=nth)
 
 
 def _outage(chance: random.Random, faults_s: float) -> Outage:
@@ -164,15 +222,21 @@ def _stop(chance: random.Random, faults_s: float, processes: int) -> Stop:
     return Stop(chance.randrange(processes), at_s, deed, chance.choice((1.0, 8.0, 17.0, 25.0)))
 
 
-def _job(chance: random.Random, faults_s: float, model_s: float) -> JobPlan:
+def _job(
+    chance: random.Random, faults_s: float, model_s: float, *, is_poisoned: bool = False
+) -> JobPlan:
     pick, some = chance.choice, chance.random
     kinds = pick(("g", "g", "gggb", "gggggub", "b"))
     rows = pick((1, 2, 5) if model_s > 1 else (1, 2, 5, 8, 20))
+    retried = some() < 0.25
+    row_kinds = [pick(kinds) for _ in range(rows)]
+    if is_poisoned:
+        row_kinds[chance.randrange(rows)] = "p"
     defect: Defect = ""
     if some() < 0.1:
         defect = pick(("repeated id", "other url", "no rows", "no json", "no object"))
     return JobPlan(
-        rows="".join(pick(kinds) for _ in range(rows)),
+        rows="".join(row_kinds),
         at_s=some() ** 3 * faults_s,
         tenant=pick(("acme", "acme", "bolt")),
         priority=pick((-10, 0, 0, 10)),
@@ -180,6 +244,7 @@ def _job(chance: random.Random, faults_s: float, model_s: float) -> JobPlan:
         max_attempts=pick((1, 2, 3)),
         cancel_after_s=some() ** 3 * 20 if some() < 0.25 else None,
         defect=defect,
-        retried=some() < 0.1,
-        input_deleted=some() < 0.1,
+        retried=retried,
+        deleted=pick(("input", "output", "early")) if not retried and some() < 0.2 else "",
+        asked_twice=some() < 0.1,
     )

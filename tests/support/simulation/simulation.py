@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from headrace.batch.failed_rows import FailedRows
-from headrace.batch.jobs import Jobs
 from headrace.batch.metrics import BatchMetrics
-from headrace.domain.batch_requests import Again, NewJob
-from headrace.domain.calls import Call, Principal
-from headrace.domain.errors import Conflict
-from headrace.domain.files import File
-from headrace.domain.scopes import EVERYTHING
-from headrace.transport.oip_rest.rows import OipRows
+from headrace.ports.idempotency import LEASE_S
 from tests.support.simulation.broker import Broker
-from tests.support.simulation.process import Machine, settings_of
-from tests.support.simulation.scenario import JobPlan, draw
-from tests.support.simulation.watch import Broken, Expected, Watch
-from tests.support.simulation.world import World, settle
+from tests.support.simulation.client import Clients
+from tests.support.simulation.process import ORPHAN_AGE_S, Machine
+from tests.support.simulation.scenario import draw
+from tests.support.simulation.watch import Broken, Watch
+from tests.support.simulation.world import World
 
-_URL: Final = "/v2/models/triple/infer"
 #: Seconds after the last fault within which everything has ended, its work not counted.
 _ENDS_S: Final = 30.0
 _LOOK_S: Final = 0.5
@@ -96,21 +86,8 @@ class Simulation:
             Machine(world, n, broker=self._broker, metrics=metrics)
             for n in range(scenario.processes)
         ]
-        self._watch = Watch(world, self._machines)
-        self._watch.on_end = self._has_ended
-        settings, codec = settings_of(scenario), OipRows()
-        self._jobs = Jobs(
-            store=world.store,
-            objects=world.objects,
-            failed_rows=FailedRows(
-                store=world.store, objects=world.objects, codec=codec, settings=settings
-            ),
-            settings=settings,
-            clock=world.now,
-            monotonic=world.loop.time,
-            new_id=world.new_id,
-        )
-        self._due_s = scenario.faults_s  # from when on the end may be waited for
+        self.watch = Watch(world, self._machines)
+        self._clients = Clients(world, self._machines, self.watch)
 
     def run(self) -> tuple[str, ...]:
         """The states in which the jobs ended. Raises what breaks."""
@@ -133,7 +110,7 @@ class Simulation:
             logger.propagate = before[1]
         if errors.found:
             raise Broken(errors.found[0])
-        return tuple(seen.job.state for seen in self._watch.jobs.values())
+        return tuple(seen.job.state for seen in self.watch.jobs.values())
 
     async def _main(self) -> None:
         world, scenario = self._world, self._world.scenario
@@ -143,35 +120,42 @@ class Simulation:
         for stop in scenario.stops:
             machine = self._machines[stop.process]
             world.later(max(1.0, stop.at_s), self._stop, machine, stop.deed, stop.for_s)
-        for number, plan in enumerate(scenario.jobs):
-            world.later(plan.at_s, self._begin, number, plan)
+        self._clients.start()
         await self._until_all_have_ended()
         while True:
             await self._until_all_have_ended()
-            ended_s = self._watch.ended_s
+            ended_s = self.watch.ended_s
             await asyncio.sleep(2 * scenario.look_s + 1)
-            if not self._watch.open and self._watch.ended_s == ended_s:
+            is_over = not self.watch.open and not self._clients.busy
+            if is_over and self.watch.ended_s == ended_s:
                 break  # else one was begun again
-        if self._watch.garbage():  # whoever removes it may have been kept from it
-            calm_s = max(world.disturbed_s, scenario.faults_s) - world.loop.time()
+        if self.watch.garbage():  # whoever removes it may have been kept from it
+            back_s = max(machine.back_s for machine in self._machines)
+            calm_s = max(world.disturbed_s, scenario.faults_s, back_s) - world.loop.time()
             await asyncio.sleep(max(0.0, calm_s) + 3 * scenario.look_s + 1)
-        self._watch.at_the_end()
+        if scenario.sweep_s and self.watch.orphans():
+            calm_s = max(world.disturbed_s, scenario.faults_s) - world.loop.time()
+            await asyncio.sleep(max(0.0, calm_s) + ORPHAN_AGE_S + 2 * scenario.sweep_s + 1)
+        self.watch.at_the_end()
         if self._broker is not None and (left := self._broker.forgotten()):
             raise Broken(f"{left[0].message} is not acknowledged by {left[0].link.process.name}")
 
     async def _until_all_have_ended(self) -> None:
-        world, watch = self._world, self._watch
+        world, watch = self._world, self.watch
         scenario = world.scenario
         while True:
             await asyncio.sleep(_LOOK_S)
             now = world.loop.time()
             watch.at_times()
-            begun = len(watch.jobs) >= len(scenario.jobs)
-            if begun and now > 1.5 and not watch.open:
+            busy = self._clients.busy
+            if not busy and now > 1.5 and not watch.open:
                 return
-            due = max(self._due_s, world.disturbed_s) + _ENDS_S + self._work_s()
-            if now > due:
+            last_s = max(scenario.faults_s, watch.began_s, world.disturbed_s)
+            due = last_s + _ENDS_S + self._work_s()
+            if watch.open and now > due:
                 raise Broken(f"at {now:.1f} s: {watch.told()}")
+            if busy and now > max(due, watch.ended_s + _ENDS_S) + LEASE_S:
+                raise Broken(f"at {now:.1f} s: {busy} clients wait for answers")
 
     def _work_s(self) -> float:
         scenario = self._world.scenario
@@ -183,96 +167,3 @@ class Simulation:
             machine.process.kill()
         else:
             machine.process.pause(for_s)
-
-    # --- what callers do -------------------------------------------------------------------------
-
-    def _begin(self, number: int, plan: JobPlan) -> None:
-        """Write a file, and ask for its job."""
-        world = self._world
-        ids, numbers, text = _written(number, plan)
-        file_id = world.new_id("file-", 0.0)
-        key = f"batch/files/{file_id}"
-        settle(world.objects.upload(key, _once(text), limit_bytes=2**40))
-        file = File(
-            id=file_id, tenant=plan.tenant, purpose="batch", filename="rows.jsonl",
-            size_bytes=len(text), key=key,
-        )  # fmt: skip
-        settle(world.store.add_file(file))
-        if plan.defect == "no object":
-            settle(world.objects.remove(key))
-        wanted = NewJob(
-            input_file_id=file_id,
-            endpoint=_URL,
-            completion_window=f"{plan.window_s}s",
-            priority=plan.priority,
-            max_attempts=plan.max_attempts,
-        )
-        job = settle(self._jobs.create(_call(plan.tenant), wanted))
-        world.note("created", job.id, plan)
-        self._watch.jobs[job.id] = Expected(job, plan, ids, numbers)
-        if plan.cancel_after_s is not None:
-            world.later(plan.cancel_after_s, self._cancel, job.id, plan.tenant)
-
-    def _cancel(self, id_: str, tenant: str) -> None:
-        self._world.note("cancel", id_)
-        with contextlib.suppress(Conflict):  # it has ended
-            settle(self._jobs.cancel(_call(tenant), id_))
-        self._watch.cancelled(id_)
-
-    def _has_ended(self, seen: Expected) -> None:
-        """Run its failed rows again, or let go of its input, as planned."""
-        plan, world = seen.plan, self._world
-        if plan.retried and seen.job.error_file:
-            world.later(world.chance.random(), self._retry, seen)
-        elif plan.input_deleted:
-            world.later(world.chance.random(), self._delete_input, seen)
-
-    def _retry(self, seen: Expected) -> None:
-        failed = [id_ for id_ in seen.ids if id_ in seen.failed]
-        job = settle(self._jobs.retry(_call(seen.tenant), seen.id, Again()))
-        rows = "".join(seen.kinds[id_] for id_ in failed)
-        plan = msgspec.structs.replace(seen.plan, rows=rows, retried=False, cancel_after_s=None)
-        self._world.note("retry", seen.id, job.id)
-        numbers = [seen.numbers[id_] for id_ in failed]
-        self._watch.jobs[job.id] = Expected(job, plan, failed, numbers)
-        self._due_s = self._world.loop.time()
-
-    def _delete_input(self, seen: Expected) -> None:
-        settle(self._world.store.delete_file(seen.tenant, seen.job.input_file))
-
-
-def _call(tenant: str) -> Call:
-    return Call("simulated", Principal("ann", tenant, EVERYTHING))
-
-
-async def _once(text: bytes) -> AsyncIterator[bytes]:
-    yield text
-
-
-def _written(number: int, plan: JobPlan) -> tuple[list[str], list[int], bytes]:
-    """The ids, the numbers and the lines of a job's rows."""
-    ids, numbers, lines = [], [], []
-    for place, kind in enumerate(plan.rows):
-        id_ = f"{number}-{place}"
-        value = (number + 1) * 1000 + place
-        if kind == "b":
-            value = -value
-        data = [value, value] if kind == "u" else [value]
-        ids.append(id_)
-        numbers.append(value)
-        lines.append(_line(id_, data))
-    if plan.defect == "repeated id":
-        lines.append(_line(ids[0], [1]))
-    elif plan.defect == "other url":
-        lines[-1] = lines[-1].replace(b"triple", b"double")
-    elif plan.defect == "no json":
-        lines[-1] = lines[-1][:-5] + b"\n"
-    elif plan.defect == "no rows":
-        lines = [b"\n"]
-    return ids, numbers, b"".join(lines)
-
-
-def _line(custom_id: str, data: list[int]) -> bytes:
-    body = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": data}]}
-    row: dict[str, Any] = {"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}
-    return json.dumps(row).encode() + b"\n"

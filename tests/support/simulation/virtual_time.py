@@ -38,7 +38,7 @@ OWNER: Final[ContextVar[Owner | None]] = ContextVar("OWNER", default=None)
 class Callback:
     """What is to be called, now or at a time, unless it is cancelled."""
 
-    __slots__ = ("_is_cancelled", "_when", "args", "call", "context", "owner")
+    __slots__ = ("_when", "args", "call", "context", "is_cancelled", "owner")
 
     def __init__(
         self, call: Callable[..., object], args: tuple[Any, ...], context: Context, when: float
@@ -48,16 +48,16 @@ class Callback:
         self.context = context
         self.owner = context.get(OWNER)
         self._when = when
-        self._is_cancelled = False
+        self.is_cancelled = False
 
     def when(self) -> float:
         return self._when
 
     def cancel(self) -> None:
-        self._is_cancelled = True
+        self.is_cancelled = True
 
     def cancelled(self) -> bool:
-        return self._is_cancelled
+        return self.is_cancelled
 
 
 def _known(context: Context | None) -> Context:
@@ -159,7 +159,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 self._timers.clear()  # nothing comes by waiting for it
                 while self._ready:
                     call = self._ready.popleft()
-                    if not call.cancelled():
+                    if not call.is_cancelled:
                         call.context.run(call.call, *call.args)
         finally:
             asyncio._set_running_loop(None)  # noqa: SLF001 - as above
@@ -174,18 +174,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _turn(self) -> None:
         """Call what is due, or pass the time until something is."""
         ready, timers = self._ready, self._timers
+        while timers and (timers[0][0] <= self._now or not ready):
+            when, _, call = heapq.heappop(timers)
+            if not call.is_cancelled:
+                self._now = max(self._now, when)
+                ready.append(call)
         if not ready:
-            if not timers:
-                raise Stuck("everybody waits for somebody else")
-            call = heapq.heappop(timers)[2]
-            self._now = max(self._now, call.when())
-            ready.append(call)
-        while timers and timers[0][0] <= self._now:
-            ready.append(heapq.heappop(timers)[2])
+            raise Stuck("everybody waits for somebody else")
         due = ready
         if len(ready) > 1:
             self._end_what_is_over(ready)
-        if len(ready) > 1:
             due = self._mixed(ready)
         self.steps += len(due)
         if self.steps > _TOO_MANY:
@@ -195,25 +193,26 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             owner = call.owner
             if owner is not None and owner.is_paused:
                 owner.held.append(call)
-            elif not call.cancelled():
+            elif not call.is_cancelled:
                 call.context.run(call.call, *call.args)
 
     def _end_what_is_over(self, ready: deque[Callback]) -> None:
         """Let what is over end: groups of tasks are cancelled in no order that a seed gives."""
+        if not any(call.owner is not None and call.owner.is_over for call in ready):
+            return
         alive: list[Callback] = []
         while ready:
             call = ready.popleft()
             if call.owner is None or not call.owner.is_over:
                 alive.append(call)
-            elif not call.cancelled():
+            elif not call.is_cancelled:
                 call.context.run(call.call, *call.args)
         ready.extend(alive)
 
     def _mixed(self, ready: deque[Callback]) -> deque[Callback]:
         """Everybody's callbacks in their own order, and the owners' turns in a random one."""
         owners = [call.owner for call in ready]
-        first = owners[0]
-        if all(owner is first for owner in owners):
+        if len(set(owners)) < 2:
             return ready
         self._chance.shuffle(owners)
         queues: dict[Owner | None, deque[Callback]] = {}

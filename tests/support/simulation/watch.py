@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from headrace.domain.chunks import Chunk, ChunkRef, Claim
+import msgspec
+
+from headrace.domain.chunks import Chunk, ChunkRef, Claim, Span
+from headrace.domain.files import File
 from headrace.domain.jobs import FINAL, Counts, Job
 from headrace.ports.job_queue import DeadLetter
-from headrace.ports.job_store import JobClaim
+from headrace.ports.job_store import JobClaim, PageQuery
 from tests.support.simulation.process import FACTOR, Machine
 from tests.support.simulation.scenario import JobPlan
 from tests.support.simulation.world import World, listed, settle
@@ -19,11 +22,13 @@ _ARROWS: Final = {
     "validating": {"in_progress", "failed", "finalizing", "cancelling"},
     "in_progress": {"finalizing", "cancelling"},
     "finalizing": {"completed", "expired", "cancelling"},
-    "cancelling": {"cancelled", "expired", "failed"},
+    "cancelling": {"cancelled", "failed"},
 }
 _OUTCOMES: Final = frozenset({"done", "dead", "skipped"})
 #: Seconds after which somebody has taken over what a process held that was killed.
 TAKEN_OVER_S: Final = 30.0
+#: Seconds after which somebody has ended a job whose window is over, beside those between looks.
+EXPIRED_S: Final = 5.0
 #: Seconds within which rows of a cancelled job are asked about for the last time.
 CANCELLED_S: Final = 2.0
 _ON_THE_WAY_S: Final = 0.3
@@ -35,17 +40,26 @@ class Broken(AssertionError):
     """Something did not hold."""
 
 
+class Wish(msgspec.Struct, frozen=True):
+    """What somebody wants to have done, once, however often it is asked for."""
+
+    plan: JobPlan
+    ids: list[str]
+    numbers: list[int]
+    text: bytes  # of the input
+
+
 class Expected:
     """What is known of a job from outside."""
 
-    def __init__(self, job: Job, plan: JobPlan, ids: list[str], numbers: list[int]) -> None:
+    def __init__(self, job: Job, wish: Wish) -> None:
         self.id = job.id
         self.tenant = job.tenant
-        self.plan = plan
-        self.ids = ids
-        self.numbers = dict(zip(ids, numbers, strict=True))
-        self.given = frozenset(numbers)
-        self.kinds = dict(zip(ids, plan.rows, strict=True))
+        self.wish = wish
+        self.ids = ids = wish.ids
+        self.numbers = dict(zip(ids, wish.numbers, strict=True))
+        self.given = frozenset(wish.numbers)
+        self.kinds = dict(zip(ids, wish.plan.rows, strict=True))
         self.job = job
         self.cancelled_s: float | None = None
         self.failed: frozenset[str] = frozenset()  # once it has ended
@@ -57,6 +71,14 @@ class Watch:
 
     def __init__(self, world: World, machines: list[Machine]) -> None:
         self.jobs: dict[str, Expected] = {}
+        self.wishes: dict[str, Wish] = {}  # by what their requests are told by
+        self.began_s = 0.0  # when the last job did
+        self._begun: dict[str, str] = {}  # jobs by their wishes
+        self._uploads: dict[str, str] = {}  # by key: who wrote them
+        self._failures: dict[Claim, int] = {}  # when they were claimed
+        self._at_work: dict[str, tuple[Claim, ...]] = {}  # by process
+        self._late: set[str] = set()  # what was written after its job's end
+        self._beside: Counter[ChunkRef] = Counter()  # deaths by what was worked on beside them
         self._world = world
         self._machines = machines
         self._holders: dict[ChunkRef | str, str] = {}  # of chunks, and of jobs
@@ -87,10 +109,46 @@ class Watch:
         if look is not None:
             look(args, answer, by)
 
-    def cancelled(self, id_: str) -> None:
-        """A caller has cancelled a job."""
-        seen = self.jobs[id_]
-        if self.look(id_).state == "cancelling" and seen.cancelled_s is None:
+    # --- after what clients ask for --------------------------------------------------------------
+
+    def _after_add_file(self, args: tuple[Any, ...], file: File, _: str) -> None:
+        there = self._world.objects.objects.get(file.key)
+        self._require(there is not None, f"{file.id} has no object")
+        self._require(there is None or len(there) == file.size_bytes, f"{file.id} is cut off")
+        self._require(args[0].tenant == file.tenant, f"{file.id} is {file.tenant}'s")
+
+    def _after_delete_file(self, args: tuple[Any, ...], _: Any, __: str) -> None:
+        id_ = args[1]
+        for seen in self.jobs.values():
+            job = seen.job
+            if id_ == job.input_file:
+                self._require(job.state in FINAL, f"{id_} is deleted, which {job.id} reads")
+            if id_ in {job.output_file, job.error_file}:
+                seen.files.pop(f"batch/files/{id_}", None)
+
+    def _after_create_job(self, args: tuple[Any, ...], job: Job, _: str) -> None:
+        """One for each wish, of what was uploaded for it, and no more than there may be."""
+        key = job.metadata["key"]
+        wish, before = self.wishes[key], self._begun.setdefault(key, job.id)
+        self._require(before == job.id, f"{key} has begun {before} and {job.id}")
+        self._require(job.tenant == wish.plan.tenant, f"{job.id} is {job.tenant}'s")
+        text = self._world.objects.objects.get(job.input_key)
+        right = text == wish.text or wish.plan.defect == "no object"
+        self._require(right, f"{job.id} reads {text!r} instead of {wish.text!r}")
+        self.jobs[job.id] = Expected(job, wish)
+        self.began_s = self._world.loop.time()
+        hold = args[-1]
+        if hold is not None:
+            self._after_claim_job((), JobClaim.of_new(job, hold), hold.holder)
+        beside = [seen.job for seen in self.open if seen.tenant == job.tenant]
+        most, most_bytes = self._world.scenario.max_jobs, self._world.scenario.max_job_bytes
+        self._require(not most or len(beside) <= most, f"{len(beside)} jobs of {job.tenant}")
+        size = sum(each.input_bytes for each in beside)
+        self._require(not most_bytes or size <= most_bytes, f"{size} bytes of {job.tenant}")
+
+    def _after_cancel_job(self, args: tuple[Any, ...], _: Any, __: str) -> None:
+        seen = self.jobs[args[1]]
+        if self.look(seen.id).state == "cancelling" and seen.cancelled_s is None:
             seen.cancelled_s = self._world.loop.time()
             self._cancelled.append(seen)
 
@@ -108,6 +166,20 @@ class Watch:
             late = world.loop.time() - since
             self._require(late <= 0, f"{number} of {seen.id}, cancelled, is asked {late} s late")
 
+    def _after_poisoned(self, _: tuple[Any, ...], __: Any, by: str) -> None:
+        """A process dies of what it works on."""
+        for claim in self._at_work.pop(by, ()):
+            ref = claim.ref
+            if not self._is_poisoned(self._chunk(ref)):
+                self._beside[ref] += 1
+
+    def _after_working(self, args: tuple[Any, ...], _: Any, by: str) -> None:
+        """What has failed is worked on alone: it might end the process."""
+        self._at_work[by] = args
+        if len(args) > 1:
+            failed = [claim for claim in args if self._failures[claim]]
+            self._require(not failed, f"{failed} have failed, and {by} works on {args}")
+
     def _after_claim_job(self, _: tuple[Any, ...], claim: Any, by: str) -> None:
         if claim is not None:
             self._attempts[claim.job.id] = claim.attempt
@@ -122,7 +194,7 @@ class Watch:
     def _after_refuse(self, args: tuple[Any, ...], job: Any, _: str) -> None:
         if job is not None:
             self._require(
-                bool(self.jobs[job.id].plan.defect), f"{job.id} is refused: {job.problems}"
+                bool(self.jobs[job.id].wish.plan.defect), f"{job.id} is refused: {job.problems}"
             )
             self.look(args[0].job.id)
 
@@ -138,7 +210,7 @@ class Watch:
     def _after_queue_chunks(self, args: tuple[Any, ...], queued: Any, by: str) -> None:
         if not queued:
             return
-        _, window, shared = args
+        _, window, shared, *_ = args
         under_way = 0
         for each in self.open:
             for chunk in self._chunks(each.id):
@@ -153,15 +225,24 @@ class Watch:
             self._require(args[0] not in self._completed, f"{args[0]} is worked on again")
             self._require(args[0] not in self._holders, f"two work on {args[0]}")
             self._attempts[args[0]] = claimed.claim.attempt
+            self._failures[claimed.claim] = claimed.chunk.failures
             self._taken_over(args[0], by)
 
-    def _after_complete_chunk(self, args: tuple[Any, ...], done: Any, _: str) -> None:
-        claim, _result = args
-        if done:
+    def _after_complete_chunk(self, args: tuple[Any, ...], done: Any, by: str) -> None:
+        claim, _, rest, *_ = args
+        if done is not None:
+            if rest is not None:
+                self._note_rest(claim.ref, rest)
             self._require(claim.ref not in self._completed, f"{claim.ref} is completed again")
             self._require_right(claim)
             self._completed.add(claim.ref)
             self._closed(claim.ref)
+            self._after_claim_job((), done.claim, by)
+
+    def _note_rest(self, ref: ChunkRef, rest: Span) -> None:
+        """Who was blamed beside a chunk was so beside what is left of it."""
+        (left,) = [chunk for chunk in self._chunks(ref.job) if chunk.span.start == rest.start]
+        self._beside[left.ref] = self._beside[ref]
 
     def _after_release_chunk(self, args: tuple[Any, ...], done: Any, _: str) -> None:
         if done:
@@ -176,8 +257,12 @@ class Watch:
     def _after_bury(self, args: tuple[Any, ...], _: Any, __: str) -> None:
         letter: DeadLetter = args[0]
         assert letter.ref is not None
-        chunk = self._chunks(letter.ref.job)[letter.ref.index]
+        chunk = self._chunk(letter.ref)
         self._require(chunk.failures >= _MAX_FAILURES, f"{chunk} is given up")
+        if not self._is_poisoned(chunk):
+            # once at most it was beside what ended the process: it is alone from then on
+            own = chunk.failures - self._beside[chunk.ref]
+            self._require(own >= _MAX_FAILURES - 1, f"{chunk} is given up for its neighbours")
 
     def _after_bury_chunk(self, args: tuple[Any, ...], done: Any, _: str) -> None:
         ref = args[0]
@@ -193,13 +278,16 @@ class Watch:
     def _after_put(self, args: tuple[Any, ...], _: Any, __: str) -> None:
         """Parts are written once: what was told of them stays true."""
         (key,) = args
+        self._note_late(key)
         now = self._world.objects.objects[key]
         self._require(self._parts.setdefault(key, now) == now, f"{key} has changed")
 
     def _after_join(self, args: tuple[Any, ...], _: Any, __: str) -> None:
         self._files_stay(args[0])
 
-    def _after_upload(self, args: tuple[Any, ...], _: Any, __: str) -> None:
+    def _after_upload(self, args: tuple[Any, ...], _: Any, by: str) -> None:
+        self._uploads[args[0]] = by
+        self._note_late(args[0])
         self._files_stay(args[0])
 
     def _after_remove(self, args: tuple[Any, ...], _: Any, __: str) -> None:
@@ -225,9 +313,11 @@ class Watch:
         self._require(fits, f"the counts of {id_} are {after}")
         self._require(now.revision >= was.revision, f"{id_} went back to an earlier revision")
         if now.chunks:
-            states = Counter(chunk.state for chunk in self._chunks(id_))
+            chunks = self._chunks(id_)
+            states = Counter(chunk.state for chunk in chunks)
             left = sum(count for state, count in states.items() if state not in _OUTCOMES)
             self._require(left == now.open_chunks, f"{id_}: {now.open_chunks} open of {states}")
+            self._require_whole(now, chunks)
         seen.job = now
         if now.state in FINAL and was.state not in FINAL:
             self.ended_s = self._world.loop.time()
@@ -249,6 +339,24 @@ class Watch:
     def _chunks(self, id_: str) -> list[Chunk]:
         return settle(listed(self._world.store.chunks(id_)))
 
+    def _chunk(self, ref: ChunkRef) -> Chunk:
+        (chunk,) = [chunk for chunk in self._chunks(ref.job) if chunk.ref == ref]
+        return chunk
+
+    def _require_whole(self, job: Job, chunks: list[Chunk]) -> None:
+        """The chunks of a job that is planned are its file, each row in one of them."""
+        numbers = sorted(chunk.ref.index for chunk in chunks)
+        self._require(numbers == list(range(job.chunks)), f"{job.id} has the chunks {numbers}")
+        rows = sum(chunk.span.rows for chunk in chunks)
+        self._require(rows == job.counts.total, f"the chunks of {job.id} have {rows} rows")
+        end, line = 0, 1
+        for chunk in chunks:
+            span = chunk.span
+            follows = (span.start, span.first_line) == (end, line) and span.rows > 0
+            self._require(follows, f"{chunk} does not follow byte {end} and line {line}")
+            end, line = span.end, line + span.rows  # no line is blank
+        self._require(end == job.input_bytes, f"the chunks of {job.id} end at {end}")
+
     def _ended(self, seen: Expected) -> None:
         """A job's files are there, and tell of each row once."""
         job = seen.job
@@ -264,7 +372,7 @@ class Watch:
         output = self._lines(seen, job.output_file)
         errors = self._lines(seen, job.error_file)
         if not job.chunks:
-            early = job.state == "cancelled" and not output and not errors
+            early = job.state in {"cancelled", "expired"} and not output and not errors
             self._require(early, f"{job.id} is {job.state} without having been planned")
             return
         told = [line["custom_id"] for line in output], [line["custom_id"] for line in errors]
@@ -303,7 +411,7 @@ class Watch:
         id_, code = line["custom_id"], line["error"]["code"]
         scenario = self._world.scenario
         kind = seen.kinds[id_]
-        codes = {"b": {"model_failed"}, "u": {"invalid_request"}, "g": set[str]()}[kind]
+        codes = {"b": {"model_failed"}, "u": {"invalid_request"}}.get(kind, set[str]())
         if kind != "u":
             codes |= _PASSING
             if scenario.model_is_wrong:
@@ -324,7 +432,12 @@ class Watch:
                     same = self._world.objects.objects.get(name) == text
                     self._require(same, f"{name} of {seen.id}, which has ended, has changed")
 
-    # --- who holds what --------------------------------------------------------------------------
+    # --- who holds what, and who dies of it ------------------------------------------------------
+
+    def _is_poisoned(self, chunk: Chunk) -> bool:
+        """Whether a chunk ends each process that works on it."""
+        first, rows = chunk.span.first_line - 1, chunk.span.rows
+        return "p" in self.jobs[chunk.ref.job].wish.plan.rows[first : first + rows]
 
     def _closed(self, ref: ChunkRef) -> None:
         self._holders.pop(ref, None)
@@ -376,6 +489,8 @@ class Watch:
                 self._require(objects.get(name) == text, f"{name} of {seen.id} has changed")
             self._require_times(seen.job)
         self._require_no_garbage()
+        self._require_all_begun()
+        self._require_no_orphans()
 
     def at_times(self) -> None:
         """What goes wrong by nothing being done: a window that is over ends its job."""
@@ -384,18 +499,63 @@ class Watch:
             job = seen.job
             if job.state in {"validating", "in_progress"} and job.ending == "completed":
                 over_s = job.expires_at - world.now() + world.loop.time()
-                since = max(over_s, world.disturbed_s, world.scenario.faults_s)
+                back_s = max(machine.back_s for machine in self._machines)
+                since = max(over_s, world.disturbed_s, back_s)
                 late = world.loop.time() - since - world.scenario.look_s
-                self._require(late <= TAKEN_OVER_S, f"{job.id} has not expired {late} s later")
+                self._require(late <= EXPIRED_S, f"{job.id} has not expired {late} s later")
 
     def garbage(self) -> list[str]:
         """What was written on the way to an end."""
         return [key for key in self._world.objects.objects if key.startswith("batch/jobs/")]
 
     def _require_no_garbage(self) -> None:
-        """It is gone, unless there was somebody who may have written it after the end."""
-        left = self.garbage()
-        self._require(self._world.is_late or not left, f"nobody needs {left}")
+        """It is gone, but for what somebody wrote after the end."""
+        left = [key for key in self.garbage() if key not in self._late]
+        self._require(not left, f"nobody needs {left}")
+
+    def _require_all_begun(self) -> None:
+        """Each wish has its job, and there are no others."""
+        begun, wanted = sorted(self._begun), sorted(self.wishes)
+        self._require(begun == wanted, f"{wanted} are wanted, and {begun} were begun")
+        known = [job.id for tenant in self._tenants() for job in self._jobs_of(tenant)]
+        self._require(sorted(known) == sorted(self.jobs), f"there are jobs {known}")
+
+    def orphans(self) -> list[str]:
+        """Objects that no file names and nobody is to remove."""
+        store = self._world.store
+        named = {
+            file.key
+            for tenant in self._tenants()
+            for file in settle(store.files(PageQuery(tenant=tenant, limit=10_000)))
+        }
+        named.update(settle(store.take_garbage(10_000)))
+        kept = ("batch/files/", "batch/jobs/") if self._world.scenario.sweep_s else "batch/files/"
+        return [
+            key
+            for key in self._world.objects.objects
+            if key.startswith(kept) and key not in named and key != "batch/database"
+        ]
+
+    def _require_no_orphans(self) -> None:
+        """What no file names was written by a request that was cut short, and is swept up."""
+        for key in self.orphans():
+            by = self._uploads.get(key)
+            self._require(by is not None, f"{key} is nobody's")
+            self._require(by not in self._world.whole, f"{key} was left by {by}")
+            self._require(not self._world.scenario.sweep_s, f"{key} is not swept up")
+
+    def _tenants(self) -> set[str]:
+        return {wish.plan.tenant for wish in self.wishes.values()}
+
+    def _jobs_of(self, tenant: str) -> Sequence[Job]:
+        return settle(self._world.store.jobs(PageQuery(tenant=tenant, limit=10_000)))
+
+    def _note_late(self, key: str) -> None:
+        """Something is written: for a job that has ended only the sweep will find it."""
+        folder, _, rest = key.removeprefix("batch/").partition("/")
+        seen = self.jobs.get(rest.partition("/")[0]) if folder == "jobs" else None
+        if seen is not None and seen.job.state in FINAL:
+            self._late.add(key)
 
     def _require_times(self, job: Job) -> None:
         times = job.timeline

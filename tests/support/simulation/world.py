@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from headrace.domain.chunks import Chunk, ChunkRef, Claim
+from headrace.domain.idempotency import IdempotencyKey, Once
 from headrace.domain.jobs import Job
 from headrace.ports.job_queue import DeadLetter
 from headrace.ports.job_store import ClaimedChunk, JobClaim
+from tests.support.idempotency import MemoryIdempotencyStore
 from tests.support.memory_job_store import MemoryJobStore
 from tests.support.memory_objects import MemoryObjects
 from tests.support.simulation.scenario import Scenario, Server, Strike
@@ -51,6 +53,10 @@ def _short(what: object) -> str:
         return _short(what.claim)
     if isinstance(what, Chunk):
         return f"{_short(what.ref)} {what.state} {what.attempt} {what.failures}"
+    if isinstance(what, IdempotencyKey):
+        return what.key
+    if isinstance(what, Once):
+        return what.key.key  # its holder is another one each time
     if isinstance(what, JobClaim):
         return f"{what.job.id[-3:]} to {what.to}, attempt {what.attempt}"
     if isinstance(what, Job):
@@ -66,15 +72,16 @@ class World:
         self.chance = random.Random(seed)
         self.loop = VirtualLoop(self.chance)  # type: ignore[abstract] # what is used is there
         self.context = contextvars.copy_context()  # nobody's, so that no pause holds it back
-        self.store = MemoryJobStore(now=self.now)
-        self.objects = MemoryObjects(piece_bytes=scenario.piece_bytes)
+        self.keys = MemoryIdempotencyStore(clock=self.now)
+        self.store = MemoryJobStore(now=self.now, keys=self.keys)
+        self.objects = MemoryObjects(piece_bytes=scenario.piece_bytes, now=self.now)
         self.letters: list[DeadLetter] = []
         self.trace: list[str] | None = [] if traced else None
         #: The last time that something was amiss.
         self.disturbed_s = 0.0
         #: Told of all that takes effect: what, with what, the answer, and who asked.
         self.watch: Callable[[str, tuple[Any, ...], Any, str], None] | None = None
-        self.is_late = False  # whether somebody may have done something without the right to
+        self.whole: set[str] = set()  # requests of clients that nothing has disturbed
         self._numbers = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._strikes = {(strike.operation, strike.nth): strike for strike in scenario.strikes}
@@ -121,7 +128,6 @@ class World:
         u = self.chance.random()
         if self.happens(self.scenario.slow):
             self.disturb(self.loop.time() + u * 6)
-            self.is_late = True
             return u * 6
         return 0.0005 + u**6 * 0.05
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import errno
 import random
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace.batch.custom_ids import CustomIds
+from headrace.domain.errors import HeadraceError, StorageFull, StoreUnavailable
 
 
 class Alike(str):
@@ -59,3 +64,43 @@ def test_what_is_answered_is_bounded_however_often_ids_come_twice() -> None:
     ids = [f"id-{n}" for n in range(30_000)]
     for run in (1_000, 100_000):
         assert 100 < len(_repeated(ids * 2, run=run)) < 20_000
+
+
+# --- where they are set aside --------------------------------------------------------------------
+
+
+def test_what_is_set_aside_is_in_the_folder_that_is_made_for_it_and_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    opened = tempfile.TemporaryFile
+
+    def noted(**given: Any) -> Any:
+        folders.append(given["dir"])
+        return opened(**given)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+    folder = tmp_path / "data" / "here"
+    with CustomIds(run=2, folder=folder) as custom_ids:
+        custom_ids.add_all(["a", "b", "c", "a"])
+        assert custom_ids.repeated() == {hash("a")}
+        assert folders == [folder]
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, StorageFull), (errno.EIO, StoreUnavailable)]
+)
+def test_a_disk_that_takes_nothing_is_told_of_by_what_it_lacks(
+    number: int, kind: type[HeadraceError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, _: object) -> None:
+            raise OSError(number, "so it is")
+
+        def close(self) -> None:
+            raise OSError(number, "so it is still")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with CustomIds(run=2, folder=tmp_path) as custom_ids, pytest.raises(kind, match="custom ids"):
+        custom_ids.add_all(["a", "b"])

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from headrace.batch.dispatcher import Dispatcher
-from headrace.domain.chunks import ChunkRef
+from headrace.domain.chunks import Chunk, ChunkRef
 from headrace.domain.errors import StoreUnavailable
 from headrace.domain.jobs import Job
 from headrace.ports.job_queue import DeadLetter, Delivery, Message
@@ -99,6 +100,7 @@ async def test_messages_tell_how_often_their_chunks_failed() -> None:
     await _fail(core, job, 1, 2)
     await _dispatcher(core, queue).dispatch()
     assert {(m.ref.index, m.failures) for m in queue.published} == {(0, 0), (1, 2)}
+    assert [m.attempt for m in queue.published] == [0, 2]
 
 
 async def test_what_nobody_took_is_queued_anew_after_a_while() -> None:
@@ -112,6 +114,22 @@ async def test_what_nobody_took_is_queued_anew_after_a_while() -> None:
     core.now += 1.0
     assert await dispatcher.repeat() == 2
     assert _indexes(queue.published) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("shared", "times"), [(True, 9), (False, 60)])
+async def test_what_a_shared_queue_may_still_have_is_repeated_seldom(
+    *, shared: bool, times: int
+) -> None:
+    core = Core(requeue_after_s=15.0)
+    queue = Noted(core, shared=shared)
+    dispatcher = _dispatcher(core, queue)
+    await core.planned(some_rows(1))
+    await dispatcher.dispatch()
+    repeated = 0
+    for _ in range(60 * 15):
+        core.now += 1.0
+        repeated += await dispatcher.repeat()
+    assert repeated == times
 
 
 # --- what fails again and again ------------------------------------------------------------------
@@ -238,3 +256,108 @@ async def test_it_queues_at_once_when_it_is_told_of_something() -> None:
     dispatcher.wanted.set()
     await until(lambda: queue.published)
     running.cancel()
+
+
+async def test_nobody_looks_for_more_where_all_was_queued() -> None:
+    core = Core(chunk_rows=1, look_s=10_000.0, chunks_in_hand=1)  # and two ahead
+    queue = Noted(core, shared=False)
+    dispatcher = _dispatcher(core, queue)
+    await core.planned(some_rows(2))
+    await dispatcher.dispatch()
+    assert len(queue.published) == 2
+    dispatcher.done()
+    assert not dispatcher.wanted.is_set()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_chunk_that_is_done_makes_room_for_one_that_waits(*, shared: bool) -> None:
+    core = Core(chunk_rows=1, look_s=10_000.0, chunks_in_hand=1, window=3)
+    queue = Noted(core, shared=shared)
+    dispatcher = _dispatcher(core, queue)
+    job = await core.planned(some_rows(8))
+    running = asyncio.create_task(dispatcher.run())
+    for index in range(8):
+        await until(lambda: len(queue.published) > index)  # noqa: B023
+        await core.work(job, [index])
+        dispatcher.done()
+    running.cancel()
+
+
+async def test_what_is_repeated_is_done_with_twice() -> None:
+    core = Core(chunk_rows=1, chunks_in_hand=1)
+    queue = Noted(core, shared=False)
+    dispatcher = _dispatcher(core, queue)
+    await core.planned(some_rows(8))
+    await dispatcher.dispatch()
+    core.now += core.settings.requeue_after_s
+    assert await dispatcher.repeat() == 3
+    for _ in range(3):
+        dispatcher.done()  # of the messages that were only late
+    dispatcher.wanted.clear()
+    dispatcher.done()
+    assert dispatcher.wanted.is_set()
+
+
+async def test_a_chunk_that_is_done_while_others_are_queued_is_looked_at() -> None:
+    core = Core(chunk_rows=1, chunks_in_hand=1)
+    dispatcher = _dispatcher(core, Noted(core, shared=False))
+    await core.planned(some_rows(8))
+
+    async def done(name: str) -> None:
+        if name == "queue_chunks":
+            dispatcher.done()
+
+    core.store.after_gate = done
+    await dispatcher.dispatch()
+    assert dispatcher.wanted.is_set()
+
+
+async def test_a_plan_is_told_as_something_to_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Core(look_s=10_000.0)
+    told: list[bool] = []
+    queue_chunks = core.store.queue_chunks
+
+    async def noted(**wish: Any) -> Sequence[Chunk]:
+        told.append(wish["expected"])
+        return await queue_chunks(**wish)
+
+    monkeypatch.setattr(core.store, "queue_chunks", noted)
+    dispatcher = _dispatcher(core, Noted(core))
+    running = asyncio.create_task(dispatcher.run())
+    await until(lambda: told == [False])
+    dispatcher.planned()
+    await until(lambda: told == [False, True])
+    dispatcher.wanted.set()
+    await until(lambda: told == [False, True, False])
+    running.cancel()
+
+
+async def test_what_others_changed_is_looked_at_by_a_process_that_has_room_for_it() -> None:
+    core = Core(chunk_rows=1, look_s=10_000.0)
+    queue = Noted(core, shared=False)
+    dispatcher = _dispatcher(core, queue)
+    running = asyncio.create_task(dispatcher.run())
+    await until(lambda: core.store.calls.get("queue_chunks"))
+    await core.planned(some_rows(1))
+    dispatcher.heard()
+    await until(lambda: queue.published)
+    running.cancel()
+
+
+async def test_what_others_changed_means_nothing_to_a_process_that_has_enough_to_do() -> None:
+    core = Core(chunk_rows=1, chunks_in_hand=2)
+    dispatcher = _dispatcher(core, Noted(core, shared=False))
+    await core.planned(some_rows(2))
+    await dispatcher.dispatch()
+    dispatcher.heard()
+    assert not dispatcher.wanted.is_set()
+    dispatcher.done()
+    dispatcher.heard()
+    assert dispatcher.wanted.is_set()
+
+
+async def test_whoever_shares_a_queue_with_others_is_told_by_it() -> None:
+    core = Core()
+    dispatcher = _dispatcher(core, Noted(core, shared=True))
+    dispatcher.heard()
+    assert not dispatcher.wanted.is_set()

@@ -4,13 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace.batch.settings import BatchSettings
 from headrace.domain.batch_requests import Description
 from headrace.domain.calls import Call, Principal
-from headrace.domain.errors import AlreadyExists, NotFound, StorageFull, StoreUnavailable
-from headrace.domain.parameters import FileTooLarge, InvalidParam
+from headrace.domain.errors import (
+    AlreadyExists,
+    NotFound,
+    RequestTimeout,
+    StorageFull,
+    StoreUnavailable,
+)
+from headrace.domain.parameters import FilesFull, FileTooLarge, InvalidParam
+from tests.support import job_makers
 from tests.support.batch_api import ANN, BatchApi
 
 CALL = Call("r", ANN)
@@ -85,6 +93,35 @@ async def test_a_file_over_the_limit_is_refused(api: BatchApi) -> None:
     assert api.objects.objects == {}
 
 
+async def test_of_an_upload_that_a_tenant_has_no_room_for_nothing_is_kept() -> None:
+    api = BatchApi(BatchSettings(max_file_bytes=90, max_stored_bytes_per_tenant=100))
+    await api.files.upload(CALL, _pieces(b"x" * 60), lambda: SAID)
+    before = dict(api.objects.objects)
+    with pytest.raises(FilesFull, match=r"may have 100: delete some, or wait"):
+        await api.files.upload(CALL, _pieces(b"x" * 30, b"x" * 11), lambda: SAID)
+    with pytest.raises(FilesFull):
+        await api.files.upload(CALL, _pieces(AssertionError()), lambda: SAID, at_least=41)
+    other = Call("r", msgspec.structs.replace(ANN, tenant="other"))
+    with pytest.raises(FileTooLarge):
+        await api.files.upload(other, _pieces(b"x" * 91), lambda: SAID)
+    assert api.objects.objects == before
+    await api.files.delete(CALL, (await api.files.find(CALL)).items[0].id)
+    await api.files.upload(CALL, _pieces(b"x" * 80), lambda: SAID)
+
+
+async def test_the_store_has_the_last_word_on_what_a_tenant_stores() -> None:
+    """Another process may have kept something meanwhile."""
+    api = BatchApi(BatchSettings(max_stored_bytes_per_tenant=100))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x" * 60
+        await api.store.add_file(job_makers.file(size_bytes=50, tenant=ANN.tenant))
+
+    with pytest.raises(FilesFull):
+        await api.files.upload(CALL, pieces(), lambda: SAID)
+    assert api.objects.objects == {}
+
+
 async def test_an_upload_that_breaks_off_is_no_file(api: BatchApi) -> None:
     with pytest.raises(ConnectionError):
         await api.files.upload(CALL, _pieces(b"a", ConnectionError()), lambda: SAID)
@@ -111,6 +148,20 @@ async def test_a_file_that_the_store_refuses_leaves_nothing(
     with pytest.raises(AlreadyExists):
         await api.files.upload(CALL, _pieces(b"a"), lambda: SAID)
     assert "stays" in caplog.text
+
+
+async def test_an_upload_that_took_so_long_that_it_may_be_swept_is_no_file(api: BatchApi) -> None:
+    limit_s = api.settings.orphan_age_s / 2
+
+    async def slow(seconds: float) -> AsyncIterator[bytes]:
+        yield b"a"
+        api.time += seconds
+
+    with pytest.raises(RequestTimeout, match="split it"):
+        await api.files.upload(CALL, slow(limit_s + 1), lambda: SAID)
+    assert api.objects.objects == {}
+    assert (await api.files.find(CALL)).items == []
+    await api.files.upload(CALL, slow(limit_s), lambda: SAID)
 
 
 async def test_a_full_store_is_told_as_such(api: BatchApi, monkeypatch: pytest.MonkeyPatch) -> None:

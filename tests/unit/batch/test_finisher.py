@@ -296,3 +296,110 @@ async def test_a_part_that_is_gone_ends_nothing() -> None:
     with pytest.raises(NotFound):
         await core.finish()
     assert (await core.read(job)).state == "finalizing"
+
+
+# --- an input that is gone -----------------------------------------------------------------------
+
+
+async def _gone(core: Core, **fields: Any) -> Job:
+    """A job whose input is gone, with a chunk that was done and one that was given up."""
+    core.model.fails = _refuse_odd
+    job = await core.planned(some_rows(4), **fields)
+    await core.work(job, [0])
+    await _bury(core, job, 1)
+    del core.objects.objects[job.input_key]
+    return job
+
+
+async def test_a_job_fails_whose_rows_did_not_run_and_cannot_be_told() -> None:
+    core = Core(chunk_rows=2)
+    job = await _gone(core)
+    done = await core.finish()
+    assert (done.id, done.state) == (job.id, "failed")
+    [problem] = done.problems
+    assert (problem.code, problem.line) == ("file_not_found", None)
+    assert "2 rows that did not run" in problem.message
+    assert done.timeline.failed_at == int(core.now)
+    assert done.timeline.completed_at is None
+    assert await core.store.claim_job("somebody", 60.0) is None
+    assert await core.read(job) == done
+
+
+async def test_what_was_answered_before_the_input_went_is_kept_and_counted() -> None:
+    core = Core(chunk_rows=2)
+    await _gone(core)
+    done = await core.finish()
+    assert ids_of(await core.file(done, done.output_file)) == ["row-0"]
+    assert ids_of(await core.file(done, done.error_file)) == ["row-1"]
+    assert (done.counts.total, done.counts.completed, done.counts.failed) == (4, 1, 1)
+
+
+async def test_nothing_but_its_files_stays_of_a_job_whose_input_is_gone() -> None:
+    core = Core(chunk_rows=2)
+    job = await _gone(core)
+    done = await core.finish()
+    await core.warden.garbage()
+    files = [await core.store.file(job.tenant, id_) for id_ in (done.output_file, done.error_file)]
+    assert set(core.objects.objects) == {file.key for file in files}
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "expired"])
+async def test_so_does_one_that_was_to_end_otherwise(ending: str) -> None:
+    core = Core(chunk_rows=2)
+    job = await core.planned(some_rows(4))
+    if ending == "cancelled":
+        await core.store.cancel_job(job.tenant, job.id)
+    else:
+        core.now += job.window_s
+        await core.store.expire_jobs(10)
+    del core.objects.objects[job.input_key]
+    done = await core.finish()
+    assert (done.state, done.ending) == ("failed", ending)
+    assert (done.output_file, done.error_file, done.counts.failed) == ("", "", 0)
+    assert "4 rows" in done.problems[0].message
+
+
+async def test_a_job_whose_rows_all_ran_needs_no_input_any_more() -> None:
+    core = Core(chunk_rows=2)
+    job = await core.planned(some_rows(4))
+    await core.work(job)
+    del core.objects.objects[job.input_key]
+    done = await core.finish()
+    assert (done.state, done.counts.completed, done.problems) == ("completed", 4, ())
+
+
+async def test_an_input_that_only_cannot_be_read_now_fails_nothing() -> None:
+    core = Core(chunk_rows=2)
+    job = await _gone(core)
+    core.objects.gate = failing("read", times=1)
+    with pytest.raises(StoreUnavailable):
+        await core.finish()
+    assert (await core.read(job)).state == "finalizing"
+
+
+async def test_who_lost_the_job_does_not_fail_it() -> None:
+    core = Core(chunk_rows=2)
+    job = await _gone(core)
+    first = await core.held()
+    core.now += 10_000.0
+    second = await core.held()
+    assert await core.finisher.finish(first) is None
+    assert (await core.read(job)).state == "finalizing"
+    assert await core.finisher.finish(second) is not None
+
+
+async def test_a_job_whose_input_goes_while_it_runs_comes_to_its_end() -> None:
+    core = Core(chunk_rows=2)
+    job = await core.planned(some_rows(6))
+    await core.work(job, [1])
+    del core.objects.objects[job.input_key]
+    while (now := await core.read(job)).state == "in_progress":
+        await core.dispatcher.dispatch()
+        for chunk in await core.chunks(job):
+            if chunk.state == "queued":
+                await core.work(job, [chunk.ref.index])
+        core.now += core.settings.max_retry_delay_s
+    assert now.state == "finalizing"
+    assert [chunk.state for chunk in await core.chunks(job)] == ["dead", "done", "dead"]
+    assert all("no object" in chunk.story[-1] for chunk in await core.chunks(job) if chunk.story)
+    assert (await core.finish()).state == "failed"

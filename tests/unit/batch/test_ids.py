@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.batch.ids import BATCH, FILE, is_id, new_id
+from headrace.batch.ids import BATCH, FILE, file_of, is_id, job_of, new_id
 
 
 def test_ids_sort_by_the_time_they_were_given() -> None:
@@ -23,4 +23,12 @@ def test_a_files_id_is_no_batchs_id() -> None:
 
 
 def test_an_id_that_a_job_made_for_its_output_is_one() -> None:
-    assert is_id(FILE, f"file-{new_id(BATCH, 0.0).removeprefix('batch_')}o")
+    job = new_id(BATCH, 0.0)
+    output, errors = file_of(job, "output"), file_of(job, "errors")
+    assert is_id(FILE, output)
+    assert output != errors
+    assert job_of(output) == job_of(errors) == job
+
+
+def test_an_uploaded_files_id_is_that_of_no_jobs_file() -> None:
+    assert len(job_of(new_id(FILE, 0.0))) < len(new_id(BATCH, 0.0))

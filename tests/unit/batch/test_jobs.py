@@ -1,24 +1,34 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
+from headrace.batch import endpoints
+from headrace.batch.jobs import FailedRows, Jobs
 from headrace.batch.settings import BatchSettings
+from headrace.batch.spare_hands import SpareHands
+from headrace.batch.storage import Bounded
 from headrace.domain.batch_requests import Again, NewJob
 from headrace.domain.calls import Call, Principal
 from headrace.domain.errors import (
     Conflict,
     Forbidden,
+    HeadraceError,
     NotFound,
+    RequestTimeout,
     StoreUnavailable,
     TenantBusy,
+    UnknownModel,
 )
 from headrace.domain.idempotency import IdempotencyKey, Once
-from headrace.domain.jobs import FINAL, FileProblem, Job
-from headrace.domain.parameters import InvalidParam
+from headrace.domain.jobs import FINAL, FileProblem, Job, Target
+from headrace.domain.parameters import FilesFull, InvalidParam
 from headrace.domain.scopes import BATCH, INFER, grants
+from headrace.ports.job_store import Hold
+from tests.support import job_makers
 from tests.support.batch_api import ANN, ENDPOINT, BatchApi
 
 CALL = Call("r", ANN)
@@ -155,6 +165,19 @@ async def test_who_works_on_jobs_is_told_of_a_new_one_and_of_one_that_is_cancell
     assert api.told == 2
 
 
+async def test_who_waits_for_new_jobs_is_given_small_ones_and_large_ones_wait_their_turn() -> None:
+    spare = SpareHands(Hold("here", 60.0))
+    api = BatchApi(BatchSettings(small_file_bytes=20), offer=spare.offer)
+    waiting = asyncio.create_task(spare.next())
+    await asyncio.sleep(0)
+    large = await _create(api, input_file_id=(await api.upload(b"x" * 21)).id)
+    assert api.told == 1
+    small = await _create(api, input_file_id=(await api.upload(b"x" * 20)).id)
+    assert (await waiting).job.id == small.id
+    assert api.told == 1
+    assert (await job_makers.claimed_job(api.store)).job.id == large.id
+
+
 async def test_a_change_is_marked_with_its_idempotency_key(api: BatchApi) -> None:
     key = IdempotencyKey("default", "ann", "k")
     assert await api.keys.claim(key, request="r", holder="h") is None
@@ -231,6 +254,97 @@ async def test_a_retry_needs_the_model_too(api: BatchApi) -> None:
         await api.jobs.retry(bob, done.id, Again())
 
 
+async def test_a_retry_whose_rows_take_too_long_leaves_no_file(api: BatchApi) -> None:
+    done = await _ended(api)
+    before = dict(api.objects.objects)
+
+    async def slow(job: Job, key: str, *, codes: frozenset[str] | None, bounded: Bounded) -> int:
+        del bounded
+        assert (job, codes) == (done, None)
+        api.objects.objects[key] = b"rows"
+        api.time += api.settings.orphan_age_s
+        return 4
+
+    jobs = _knowing(api, None, failed_rows=slow)
+    with pytest.raises(RequestTimeout):
+        await jobs.retry(CALL, done.id, Again())
+    assert api.objects.objects == before
+
+
+async def test_a_job_for_a_model_that_nobody_serves_is_refused(api: BatchApi) -> None:
+    jobs = _knowing(api, "other")
+    with pytest.raises(UnknownModel, match="no model 'm'"):
+        await jobs.create(CALL, await _wanted(api))
+    assert (await api.jobs.find(CALL)).items == []
+    job = await _knowing(api, "m").create(CALL, await _wanted(api))
+    assert job.target.model == "m"
+
+
+async def test_a_job_for_a_model_that_has_no_answer_to_a_row_is_refused(api: BatchApi) -> None:
+    jobs = _knowing(api, "m", unfit=endpoints.streamed("m"))
+    with pytest.raises(InvalidParam, match="generate_stream"):
+        await jobs.create(CALL, await _wanted(api))
+    assert (await api.jobs.find(CALL)).items == []
+
+
+async def test_only_the_callers_tenant_is_asked_for_the_model(api: BatchApi) -> None:
+    asked: list[tuple[str, Target]] = []
+    jobs = _knowing(api, "m", asked=asked)
+    await jobs.create(CALL, await _wanted(api, endpoint="/v2/models/m/versions/3/infer"))
+    [(tenant, target)] = asked
+    assert (tenant, target.model, target.version) == (ANN.tenant, "m", "3")
+
+
+async def test_where_rows_name_their_models_none_is_asked_about(api: BatchApi) -> None:
+    asked: list[tuple[str, Target]] = []
+    jobs = _knowing(api, None, asked=asked)
+    await jobs.create(CALL, await _wanted(api, endpoint="/v1/embeddings"))
+    assert asked == []
+
+
+async def test_a_retry_for_a_model_that_is_gone_is_refused_and_leaves_no_file(
+    api: BatchApi,
+) -> None:
+    done = await _ended(api)
+    before = dict(api.objects.objects)
+    with pytest.raises(UnknownModel):
+        await _knowing(api, "other").retry(CALL, done.id, Again())
+    assert api.objects.objects == before
+    assert [job.id for job in (await api.jobs.find(CALL)).items] == [done.id]
+
+
+def _knowing(
+    api: BatchApi,
+    model: str | None,
+    *,
+    asked: list[tuple[str, Target]] | None = None,
+    failed_rows: FailedRows | None = None,
+    unfit: HeadraceError | None = None,
+) -> Jobs:
+    """The jobs of a process that knows one model, which may be unfit; None: any."""
+
+    async def unknown(tenant: str, target: Target) -> HeadraceError | None:
+        if asked is not None:
+            asked.append((tenant, target))
+        if model in {None, target.model}:
+            return unfit
+        return UnknownModel(f"there is no model '{target.model}'")
+
+    async def no_rows(job: Job, key: str, *, codes: frozenset[str] | None, bounded: Bounded) -> int:
+        raise AssertionError((job, key, codes, bounded))
+
+    return Jobs(
+        store=api.store,
+        objects=api.objects,
+        failed_rows=failed_rows or no_rows,
+        storage=api.storage,
+        settings=api.settings,
+        clock=lambda: api.time,
+        monotonic=lambda: api.monotonic,
+        obstacle=unknown,
+    )
+
+
 async def test_a_retry_that_a_quota_refuses_leaves_no_file(api: BatchApi) -> None:
     done = await _ended(api)
     for _ in range(2):
@@ -239,6 +353,29 @@ async def test_a_retry_that_a_quota_refuses_leaves_no_file(api: BatchApi) -> Non
     with pytest.raises(TenantBusy):
         await api.jobs.retry(CALL, done.id, Again())
     assert (await api.files.find(CALL)).items == before
+
+
+async def test_a_retry_that_a_quota_refuses_writes_nothing_first(api: BatchApi) -> None:
+    done = await _ended(api)
+    for _ in range(2):
+        await _create(api)
+    with pytest.raises(TenantBusy):  # ahead of the rows, which it is an error to ask for
+        await _knowing(api, None).retry(CALL, done.id, Again())
+
+
+async def test_a_retry_that_there_is_no_room_for_leaves_no_file() -> None:
+    api = BatchApi(BatchSettings(max_stored_bytes_per_tenant=10**6))
+    done = await _ended(api, completed=1, failed=3)
+    left = 10**6 - (await api.store.used(ANN.tenant)).stored_bytes
+    filler = job_makers.file(size_bytes=left - 40, tenant=ANN.tenant)  # two rows fit, not three
+    await api.store.add_file(filler)
+    before = dict(api.objects.objects)
+    with pytest.raises(FilesFull, match="delete some"):
+        await api.jobs.retry(CALL, done.id, Again())
+    assert api.objects.objects == before
+    assert [job.id for job in (await api.jobs.find(CALL)).items] == [done.id]
+    await api.files.delete(CALL, filler.id)
+    assert (await api.jobs.retry(CALL, done.id, Again())).retry_of == done.id
 
 
 async def test_a_retry_that_may_have_begun_keeps_its_file(api: BatchApi) -> None:

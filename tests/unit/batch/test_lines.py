@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.batch.lines import Line, Lines, lines_of
+from headrace.batch.lines import LINES_AT_ONCE, Line, Lines, filled_lines, lines_of
 
 
 def _split(data: bytes, *, piece_bytes: int = 1 << 20, limit_bytes: int = 1 << 20) -> list[Line]:
@@ -124,3 +125,52 @@ async def test_others_get_their_turn_between_the_slices_of_a_piece() -> None:
     running.cancel()
     assert len(found) == 101
     assert turns >= 100
+
+
+# --- blank lines ---------------------------------------------------------------------------------
+
+_SPACED = st.lists(
+    st.sampled_from([b"\n", b"\n\n\n", b"\r\n", b" \t\n", b"  ", b"a", b" b ", b"\v\f", b"\xa0"])
+).map(b"".join)
+
+
+@given(data=_SPACED, piece_bytes=st.integers(1, 40), limit_bytes=st.integers(1, 30))
+def test_without_blank_lines_the_others_are_the_same_however_a_file_is_cut(
+    data: bytes, piece_bytes: int, limit_bytes: int
+) -> None:
+    lines = Lines(limit_bytes=limit_bytes)
+    found: list[Line] = []
+    for start in range(0, len(data), piece_bytes):
+        found += lines.filled(data[start : start + piece_bytes])
+    found += (line for line in lines.rest() if not line.is_blank)
+    assert found == [line for line in _split(data, limit_bytes=limit_bytes) if not line.is_blank]
+
+
+@given(data=_SPACED, more=st.booleans())
+def test_lines_of_a_text_have_their_numbers_wherever_it_is_begun(
+    *, data: bytes, more: bool
+) -> None:
+    text = b"{}\n" + data if more else data
+    found = list(filled_lines(text, 3 if more else 0))
+    assert found == [(n, line) for n, line in enumerate(data.split(b"\n")) if line.strip()]
+
+
+async def test_so_many_lines_come_at_a_time_however_short_they_are() -> None:
+    pieces = _pieces(b"a\n" * 10 * LINES_AT_ONCE)
+    found = [lines async for lines in lines_of(pieces, limit_bytes=9)]
+    assert [len(lines) for lines in found] == [LINES_AT_ONCE] * 10 + [0]
+
+
+def test_a_file_of_blank_lines_is_passed_by_whole_runs_of_them() -> None:
+    class Piece(bytes):
+        looks = 0
+
+        def find(self, *args: Any) -> int:
+            Piece.looks += 1
+            return super().find(*args)
+
+    lines = Lines(limit_bytes=1 << 20)
+    assert list(lines.filled(Piece(b"\n" * 200_000 + b" \r\n" * 50_000))) == []
+    assert Piece.looks < 10
+    assert (lines.number, lines.at) == (250_001, 350_000)
+    assert list(lines.filled(b"a\n")) == [Line(250_001, 350_000, 350_002, b"a")]

@@ -43,6 +43,6 @@ def test_what_went_wrong_is_there_before_it_ever_did() -> None:
     BatchMetrics(metrics)
     shown = _shown(metrics)
     for name in (
-        "duplicates", "chunk_failures", "job_failures", "lost_leases", "dead_letters",
+        "duplicates", "chunk_failures", "job_failures", "lost_leases", "dead_letters", "orphans",
     ):  # fmt: skip
         assert shown[f"{name}_total"] == 0

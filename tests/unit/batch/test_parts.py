@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
 from headrace.batch.parts import PartWriter
@@ -17,6 +20,18 @@ async def test_a_small_part_is_one_object() -> None:
     assert objects.objects == {}
     assert await part.end() == Part("p", 4)
     assert objects.objects == {"p": b"a\nb\n"}
+
+
+async def test_a_line_is_one_to_whoever_splits_text() -> None:
+    objects = MemoryObjects()
+    part = PartWriter(objects, "p")
+    rows = [{"custom_id": "a\u2028b\u2029", "body": "\x85é„ü“日本\u2027"}, {"custom_id": "c"}]
+    await part.write(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    size = (await part.end()).size_bytes
+    text = objects.objects["p"].decode()
+    assert [json.loads(line) for line in text.splitlines()] == rows
+    assert "é„ü“日本\u2027" in text
+    assert size == len(objects.objects["p"])
 
 
 async def test_a_part_without_lines_is_none() -> None:
@@ -77,3 +92,14 @@ async def test_a_store_that_does_not_answer_is_told(name: str) -> None:
 async def _write(part: PartWriter, lines: bytes) -> None:
     await part.write(lines)
     await part.end()
+
+
+async def test_a_long_line_is_an_object_of_its_own() -> None:
+    """Others beside it would be copied with it."""
+    objects = MemoryObjects()
+    part = PartWriter(objects, "p", held_bytes=10)
+    for lines in (b"short\n", b"a long line\n", b"end\n"):
+        await part.write(lines)
+    assert list(objects.objects.values()) == [b"short\n", b"a long line\n"]
+    assert await part.end() == Part("p", 22)
+    assert objects.objects["p"] == b"short\na long line\nend\n"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.batch.custom_ids import CustomIds
+from headrace.batch.planner import Planner
 from headrace.domain.errors import StoreUnavailable
 from headrace.domain.jobs import FileProblem, Job
 from headrace.ports.rows import RowHead
 from headrace.transport.oip_rest.rows import OipRows
+from tests.support import job_makers
 from tests.support.batch_core import Core, a_row, failing, some_rows
 
 
@@ -94,8 +98,8 @@ async def test_chunks_hold_each_row_once_and_are_within_the_limits(
 
 async def test_many_chunks_are_written_down_as_they_come() -> None:
     core = Core(chunk_rows=1, piece_bytes=1000)
-    job = await core.planned(some_rows(100))
-    assert [len(rows) for rows in await _rows_of_chunks(core, job)] == [1] * 100
+    job = await core.planned(some_rows(200))
+    assert [len(rows) for rows in await _rows_of_chunks(core, job)] == [1] * 200
     assert core.store.calls["add_chunks"] > 3
 
 
@@ -168,6 +172,25 @@ async def test_an_input_that_is_gone_is_told() -> None:
     assert [problem.code for problem in refused.problems] == ["file_not_found"]
 
 
+async def test_an_input_that_goes_before_it_is_read_again_is_told() -> None:
+    core = Core(chunk_rows=1)
+    # with an id that comes twice, so that it is read once more to find its lines
+    job = await core.job(some_rows(40) + a_row("row-3") + b"\n")
+    opened = 0
+
+    async def remove_at_last(name: str) -> None:
+        nonlocal opened
+        opened += name == "read"
+        if opened == 3:  # the first time it was one piece
+            core.objects.objects.clear()
+
+    core.objects.gate = remove_at_last
+    refused = await core.planner.plan(await core.held())
+    assert refused is not None
+    assert (refused.state, await core.chunks(job)) == ("failed", [])
+    assert [problem.code for problem in refused.problems] == ["file_not_found"]
+
+
 # --- custom ids ----------------------------------------------------------------------------------
 
 
@@ -184,13 +207,39 @@ async def test_ids_that_come_twice_are_told_with_the_line_of_the_first() -> None
 
 
 async def test_ids_far_apart_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.batch.planner.CustomIds", lambda: CustomIds(run=10))
+    monkeypatch.setattr("headrace.batch.planner.CustomIds", lambda **_: CustomIds(run=10))
     data = some_rows(95) + a_row("row-3") + b"\n" + some_rows(50, first=95)
     assert await _codes(Core(), data) == [("duplicate_custom_id", 96)]
 
 
 async def test_duplicates_are_told_up_to_the_limit() -> None:
     assert len(await _problems(Core(), some_rows(300) * 2)) == 100
+
+
+@pytest.mark.parametrize("run", [10, 1000])
+async def test_duplicates_are_told_beside_other_problems_in_the_order_of_lines(
+    monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    monkeypatch.setattr("headrace.batch.planner.CustomIds", lambda **_: CustomIds(run=run))
+    again = a_row("row-3") + b"\n"
+    data = some_rows(90) + b"no JSON\n" + again + some_rows(5, first=90) + b"[]\n" + again
+    assert await _codes(Core(), data) == [
+        ("invalid_json_line", 91),
+        ("duplicate_custom_id", 92),
+        ("invalid_json_line", 98),
+        ("duplicate_custom_id", 99),
+    ]
+
+
+async def test_of_too_many_problems_those_of_the_first_lines_are_told() -> None:
+    twice = b"".join(a_row("a") + b"\n" for _ in range(31))
+    codes = await _codes(Core(), twice + b"no JSON\n" * 500 + twice)
+    assert codes[:30] == [("duplicate_custom_id", line) for line in range(2, 32)]
+    assert codes[30:] == [("invalid_json_line", line) for line in range(32, 102)]
+    codes = await _codes(Core(), b"no JSON\n" * 99 + twice)
+    assert codes[99:] == [("duplicate_custom_id", 101)]
+    rest = await _codes(Core(max_rows=3), a_row("a") + b"\n" + twice)
+    assert rest == [("duplicate_custom_id", n) for n in (2, 3)] + [("too_many_rows", 4)]
 
 
 class _Colliding(OipRows):
@@ -263,10 +312,150 @@ async def test_a_job_whose_window_ends_meanwhile_has_its_chunks_skipped() -> Non
     assert [chunk.state for chunk in await core.chunks(job)] == ["skipped"] * 3
 
 
+@pytest.mark.parametrize("ending", ["cancelled", "expired"])
+@pytest.mark.parametrize(
+    "line", [b"\n" * 1000, a_row("a") + b"\n" + b" \n" * 200], ids=["blank", "with a row"]
+)
+async def test_a_job_that_is_ended_is_noticed_in_time_whatever_its_file_holds(
+    line: bytes, ending: str
+) -> None:
+    core = Core(look_s=1.0, piece_bytes=1000)
+    job = await core.job(line * 2000)
+    reads = 0
+
+    async def read(name: str) -> None:
+        nonlocal reads
+        reads += name == "read"
+        core.now += 0.1
+        if reads == 5 and ending == "cancelled":
+            await core.store.cancel_job(job.tenant, job.id)
+        elif reads == 5:
+            core.now += job.window_s
+            await core.store.expire_jobs(10)
+
+    core.objects.gate = read
+    planned = await core.planner.plan(await core.held())
+    assert planned is not None
+    assert (planned.ending, planned.chunks, planned.counts.total) == (ending, 0, 0)
+    assert reads < 30
+    assert (await core.finish()).state == ending
+
+
+async def test_a_job_is_planned_on_while_the_store_does_not_say_whether_it_was_ended() -> None:
+    core = Core(look_s=1.0, piece_bytes=1000)
+    job = await core.job(some_rows(200))
+
+    async def later(_: str) -> None:
+        core.now += 10.0
+
+    core.objects.gate = later
+    core.store.gate = failing("job")
+    assert await core.planner.plan(await core.held()) is not None
+    assert core.store.calls["job"] > 10
+    core.store.gate = None
+    assert (await core.read(job)).counts.total == 200
+
+
+async def test_a_job_that_is_ended_while_its_ids_are_compared_is_not_read_to_its_end() -> None:
+    core = Core(look_s=1.0, piece_bytes=1000)
+    job = await core.job(some_rows(2000) + a_row("row-1999"))
+    again = 0
+
+    async def read(name: str) -> None:
+        nonlocal again
+        if name == "job" and not again:
+            again = 1
+            await core.store.cancel_job(job.tenant, job.id)
+
+    whole = len(core.objects.objects[job.input_key]) / 1000
+    reads = 0
+
+    async def count(_: str) -> None:
+        nonlocal reads
+        reads += 1
+        if reads > whole + 5:
+            core.now += 1.0
+
+    core.objects.gate, core.store.gate = count, read
+    planned = await core.planner.plan(await core.held())
+    assert planned is not None
+    assert (planned.state, planned.chunks) == ("cancelling", 0)
+    assert whole < reads < 1.5 * whole
+
+
+async def test_of_a_job_that_expired_before_nothing_is_planned_even_if_nothing_can_be_read() -> (
+    None
+):
+    core = Core()
+    job = await core.job(some_rows(3))
+    core.now += job.window_s
+    await core.store.expire_jobs(10)
+    core.objects.gate = failing("read")
+    planned = await core.planner.plan(await core.held())
+    assert planned is not None
+    assert (planned.state, planned.chunks) == ("finalizing", 0)
+    assert (await core.finish()).state == "expired"
+
+
+async def test_a_job_that_was_cancelled_after_it_expired_has_expired() -> None:
+    core = Core()
+    job = await core.job(some_rows(3))
+    core.now += job.window_s
+    await core.store.expire_jobs(10)
+    await core.store.cancel_job(job.tenant, job.id)
+    planned = await core.planner.plan(await core.held())
+    assert planned is not None
+    assert (planned.ending, planned.chunks) == ("expired", 0)
+    assert (await core.finish()).state == "expired"
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["usual", "reversed"])
+async def test_others_get_their_turn_between_a_few_hundred_lines(order: int) -> None:
+    rows = [json.loads(line) for line in some_rows(3000).splitlines()]
+    data = b"\n".join(json.dumps(dict(list(row.items())[::order])).encode() for row in rows)
+    core = Core(piece_bytes=1 << 20)
+    await core.job(b" \n" + data.replace(b"\n", b"\n\n"))
+    held = await core.held()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    assert await core.planner.plan(held) is not None
+    running.cancel()
+    assert turns >= 3000 // 300
+
+
+async def test_a_disk_that_is_full_is_no_problem_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "headrace.batch.planner.CustomIds", lambda **given: CustomIds(run=10, **given)
+    )
+    core = Core()
+    (tmp_path / "file").touch()
+    planner = Planner(
+        store=core.store,
+        objects=core.objects,
+        codec=core.codec,
+        clock=lambda: core.now,
+        folder=tmp_path / "file",
+        settings=core.settings,
+    )
+    job = await core.job(some_rows(30))
+    with pytest.raises(StoreUnavailable, match="custom ids"):
+        await planner.plan(await core.held())
+    assert (await core.read(job)).state == "validating"
+
+
 @pytest.mark.parametrize("at_call", [1, 2, 3])
 async def test_whoever_lost_the_lease_changes_nothing_and_ends(at_call: int) -> None:
     core = Core(chunk_rows=1, piece_bytes=500)
-    job = await core.job(some_rows(50))
+    job = await core.job(some_rows(150))
     held = await core.held()
 
     async def lose(name: str) -> None:
@@ -280,6 +469,17 @@ async def test_whoever_lost_the_lease_changes_nothing_and_ends(at_call: int) -> 
     assert (await core.read(job)).state == "validating"
     assert core.store.calls["add_chunks"] == at_call
     assert "planned" not in core.store.calls
+
+
+async def test_whoever_loses_the_lease_at_the_end_changes_nothing() -> None:
+    core = Core()
+    job = await core.job(some_rows(3))
+    held = await core.held()
+    core.now += 10_000.0
+    assert await core.store.claim_job("another", 60.0) is not None
+    assert await core.planner.plan(held) is None
+    assert (await core.read(job)).state == "validating"
+    assert await core.chunks(job) == []
 
 
 async def test_a_lease_that_is_known_to_be_lost_ends_the_reading() -> None:
@@ -298,7 +498,18 @@ async def test_a_lease_that_is_known_to_be_lost_ends_the_reading() -> None:
     assert await core.planner.plan(held) is None
     assert reads < 5
     assert "refuse" not in core.store.calls
-    assert core.store.calls["add_chunks"] == 1
+    assert "add_chunks" not in core.store.calls
+
+
+async def test_chunks_of_a_planning_before_are_replaced() -> None:
+    core = Core(chunk_rows=1)
+    await core.job(some_rows(3))
+    held = await core.held()
+    assert await core.store.add_chunks(held.claim, job_makers.spans(5), first=0)
+    core.now += 10_000.0
+    planned = await core.planner.plan(await core.held())
+    assert planned is not None
+    assert [len(rows) for rows in await _rows_of_chunks(core, planned)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["add_chunks", "planned"])

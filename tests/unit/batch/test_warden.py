@@ -40,9 +40,9 @@ async def test_jobs_end_with_their_windows() -> None:
     assert (await core.read(job)).ending == "expired"
 
 
-async def _garbage(core: Core) -> None:
-    """Three objects that nobody needs."""
-    for n in range(3):
+async def _garbage(core: Core, count: int = 3) -> None:
+    """Objects that nobody needs."""
+    for n in range(count):
         file = await core.store.add_file(job_makers.file(key=f"batch/files/old-{n}"))
         core.objects.objects[file.key] = b"x"
         await core.store.delete_file(file.tenant, file.id)
@@ -133,3 +133,11 @@ async def test_nobody_is_told_where_there_was_nothing_to_do() -> None:
     await until(lambda: core.store.calls.get("take_garbage", 0) >= 2)
     running.cancel()
     assert core.told == 0
+
+
+async def test_much_garbage_does_not_wait_for_the_next_look() -> None:
+    core = Core(look_s=10_000.0)
+    await _garbage(core, 250)
+    running = asyncio.create_task(core.warden.run())
+    await until(lambda: core.objects.objects == {})
+    running.cancel()

@@ -16,11 +16,13 @@ from headrace.domain.errors import (
     InvalidRequest,
     StorageFull,
     StoreUnavailable,
+    UnknownModel,
 )
 from headrace.domain.inference import InferRequest, InferResponse
 from headrace.domain.jobs import Job
 from headrace.domain.tensors import Tensor
 from headrace.ports.job_queue import DeadLetter, Delivery, Message
+from headrace.ports.job_store import ClaimedChunk
 from tests.support import job_makers
 from tests.support.batch_core import (
     Core,
@@ -46,6 +48,10 @@ async def _state(core: Core, job: Job, index: int = 0) -> tuple[str, int]:
     """The state of a chunk, and how often it failed."""
     chunk = (await core.chunks(job))[index]
     return chunk.state, chunk.failures
+
+
+def _unknown(_: InferRequest) -> None:
+    raise UnknownModel("no such model")
 
 
 def _refusing(*values: float) -> Callable[[InferRequest], InferResponse | None]:
@@ -77,6 +83,22 @@ async def test_a_chunk_is_run_written_and_committed_and_then_acknowledged() -> N
     assert delivery.acknowledged == 1
     assert delivery.calls_before["complete_chunk"] == 1
     assert core.told == 1
+
+
+async def test_the_last_chunk_s_job_is_given_to_hands_that_wait_and_not_looked_for() -> None:
+    core = Core(chunk_rows=5)
+    job = await core.planned(some_rows(10))
+    taking = asyncio.create_task(core.hands.take_given())
+    await asyncio.sleep(0)
+    await core.work(job)
+
+    async def has_ended() -> bool:
+        return (await core.read(job)).state == "completed"
+
+    await until(has_ended)
+    taking.cancel()
+    assert core.told == 0
+    assert core.done == 2
 
 
 async def test_rows_that_fail_do_not_keep_the_others_from_their_answers() -> None:
@@ -177,6 +199,65 @@ async def test_a_message_whose_letter_is_not_safe_is_not_acknowledged(
         await core.worker.see_to(delivery)
     assert delivery.acknowledged == 0
     assert core.metrics.dead_letters.value == 0
+
+
+# --- models that others have ----------------------------------------------------------------------
+
+
+async def test_a_chunk_whose_model_others_have_is_handed_back_and_has_not_failed() -> None:
+    core = Core()
+    job = await core.planned(some_rows(2))
+    core.knows = False
+    delivery = core.delivered(job)
+    await core.worker.see_to(delivery)
+    assert await _state(core, job) == ("waiting", 0)
+    assert delivery.acknowledged == 1
+    assert core.value("headrace_batch_passed_on_total") == 1
+    assert core.model.asked == []
+    assert (core.told, core.done) == (0, 0), "nobody here is woken: others are to look first"
+    await core.work(job)
+    assert await _state(core, job) == ("waiting", 0), "it is left alone for a while"
+    core.now += 0.5
+    core.knows = True
+    await core.work(job)
+    assert await _state(core, job) == ("done", 0)
+
+
+async def test_a_chunk_whose_model_nobody_has_is_run_in_the_end() -> None:
+    core = Core(model_patience_s=20.0, max_retry_delay_s=5.0, max_chunk_failures=2)
+    core.model.fails = _unknown
+    core.knows = False
+    job = await core.planned(some_rows(2))
+    begun = core.now
+    for _ in range(100):
+        await core.work(job)
+        if (await _state(core, job))[0] == "done":
+            break
+        core.now += 0.5
+    assert 20.0 <= core.now - begun <= 30.0
+    done = await core.finish()
+    assert codes_of(await core.file(done, done.error_file)) == ["model_not_found"] * 2
+
+
+async def test_a_worker_that_is_stopped_while_it_asks_for_the_model_hands_the_chunk_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core()
+    job = await core.planned(some_rows(2))
+    asked = asyncio.Event()
+
+    async def leave_s(_: ClaimedChunk) -> float | None:
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+        return None
+
+    monkeypatch.setattr(core.known_models, "leave_s", leave_s)
+    working = asyncio.create_task(core.worker.see_to(core.delivered(job)))
+    await asked.wait()
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert await _state(core, job) == ("waiting", 0)
 
 
 # --- stores that do not answer -------------------------------------------------------------------
@@ -691,3 +772,168 @@ async def test_a_defect_over_one_message_is_not_the_end_of_the_others(
     await until(is_one_done)
     assert "a defect" in caplog.text
     await _ends(running)
+
+
+# --- a slice of a chunk --------------------------------------------------------------------------
+
+
+def _slow(core: Core, seconds: float) -> None:
+    """Each request takes so long."""
+
+    def take(_: InferRequest) -> None:
+        core.now += seconds
+
+    core.model.fails = take
+
+
+async def _worked_through(core: Core, job: Job) -> int:
+    """Work on whatever waits of a job; how many chunks that were."""
+    count = 0
+    while True:
+        waiting = [chunk for chunk in await core.chunks(job) if chunk.state == "waiting"]
+        if not waiting:
+            return count
+        await core.work(job, [waiting[0].ref.index])
+        count += 1
+
+
+async def test_a_slow_chunk_is_worked_on_for_a_while_and_what_is_left_waits() -> None:
+    core = Core(chunk_s=5.0)
+    _slow(core, 1.0)
+    job = await core.planned(some_rows(200))
+    await core.work(job)
+    done, rest = await core.chunks(job)
+    assert (done.state, rest.state, rest.ref.index) == ("done", "waiting", 1)
+    assert 16 <= done.span.rows <= 32
+    assert rest.span.first_line == done.span.rows + 1
+    assert rest.span.start == done.span.end
+    assert rest.span.rows == 200 - done.span.rows
+    now = await core.read(job)
+    assert (now.state, now.counts.completed) == ("in_progress", done.span.rows)
+    assert core.told == 1  # so that the rest is queued
+    assert (
+        core.value('headrace_batch_job_rows_total{model="mlp",outcome="completed"}')
+        == done.span.rows
+    )
+
+
+async def test_slices_of_chunks_become_files_in_the_order_of_the_input() -> None:
+    core = Core(chunk_s=2.0, chunk_rows=60)
+
+    def fail(request: InferRequest) -> None:
+        core.now += 1.0
+        if (request.content.inputs[0].array == 77).any():
+            raise InvalidRequest("it is refused")
+
+    core.model.fails = fail
+    data = some_rows(200).replace(b'\n{"custom_id": "row-9"', b'\n \n\n{"custom_id": "row-9"')
+    job = await core.planned(data)
+    assert await _worked_through(core, job) > 8
+    done = await core.finish()
+    assert (done.state, done.counts.completed, done.counts.failed) == ("completed", 199, 1)
+    output = ids_of(await core.file(done, done.output_file))
+    assert output == [f"row-{n}" for n in range(200) if n != 77]
+    assert ids_of(await core.file(done, done.error_file)) == ["row-77"]
+
+
+async def test_a_rest_knows_its_line_though_lines_ahead_of_it_are_blank() -> None:
+    core = Core(chunk_s=2.0)
+    _slow(core, 1.0)
+    data = b"\n" + some_rows(200).replace(b"\n", b"\n\n")
+    job = await core.planned(data)
+    await core.work(job, [0])
+    await core.work(job, [1])
+    _, *rests = await core.chunks(job)
+    assert len(rests) == 2
+    for rest in rests:
+        assert rest.span.first_line == data.count(b"\n", 0, rest.span.start) + 1
+    await core.store.cancel_job(job.tenant, job.id)
+    done = await core.finish()
+    assert done.state == "cancelled"
+    untold = [f"row-{n}" for n in range(done.counts.completed, 200)]
+    assert ids_of(await core.file(done, done.error_file)) == untold
+
+
+async def test_a_rest_is_queued_though_there_are_hands_that_wait_for_jobs() -> None:
+    core = Core(chunk_s=2.0)
+    _slow(core, 1.0)
+    job = await core.planned(some_rows(200))
+    taking = asyncio.create_task(core.hands.take_given())
+    await asyncio.sleep(0)
+    await core.work(job)
+    taking.cancel()
+    assert core.told == 1
+
+
+async def test_a_job_that_is_cancelled_in_a_slice_is_not_worked_on_any_more() -> None:
+    core = Core(chunk_s=3.0)
+    job = await core.planned(some_rows(200))
+    asked = 0
+
+    def take(_: InferRequest) -> None:
+        nonlocal asked
+        asked += 1
+        core.now += 1.0
+
+    core.model.fails = take
+    complete = core.store.complete_chunk
+
+    async def cancelled_before(*args: object, **kwargs: object) -> object:
+        await core.store.cancel_job(job.tenant, job.id)
+        return await complete(*args, **kwargs)  # type: ignore[arg-type]
+
+    core.store.complete_chunk = cancelled_before  # type: ignore[method-assign, assignment]
+    await core.work(job)
+    done, rest = await core.chunks(job)
+    assert (done.state, rest.state) == ("done", "skipped")
+    ended = await core.finish()
+    assert (ended.state, ended.counts.completed) == ("cancelled", done.span.rows)
+    assert (
+        codes_of(await core.file(ended, ended.error_file)) == ["batch_cancelled"] * rest.span.rows
+    )
+
+
+async def test_a_slice_whose_lease_was_lost_leaves_nothing() -> None:
+    core = Core(chunk_s=3.0)
+    _slow(core, 1.0)
+    job = await core.planned(some_rows(200))
+    core.store.gate = None
+    complete = core.store.complete_chunk
+
+    async def late(*args: object, **kwargs: object) -> object:
+        core.now += 100.0
+        await core.store.release_overdue(10)
+        return await complete(*args, **kwargs)  # type: ignore[arg-type]
+
+    core.store.complete_chunk = late  # type: ignore[method-assign, assignment]
+    await core.work(job)
+    (chunk,) = await core.chunks(job)
+    assert (chunk.state, chunk.span.rows, chunk.failures) == ("waiting", 200, 1)
+    assert (await core.read(job)).counts.completed == 0
+
+
+async def test_a_job_of_few_rows_is_done_between_the_slices_of_a_large_one() -> None:
+    core = Core(chunk_s=5.0, chunks_in_hand=1, chunk_rows=100)
+    _slow(core, 1.0)
+    large = await core.planned(some_rows(400))
+    await core.dispatcher.dispatch()
+    small = await core.planned(some_rows(10))
+    asked: list[str] = []
+    for _ in range(5):
+        await core.dispatcher.dispatch()
+        delivery = await core.queue.take()
+        assert delivery.message is not None
+        asked.append(delivery.message.ref.job)
+        await core.worker.see_to(delivery)
+    assert asked.count(small.id) == 1
+    assert (await core.read(small)).state == "finalizing"
+    assert (await core.read(large)).state == "in_progress"
+    assert core.now < 1_800_000_000.0 + 5 * 8
+
+
+async def test_a_quick_chunk_is_worked_on_at_once() -> None:
+    core = Core(chunk_s=0.5)
+    job = await core.planned(some_rows(500))
+    await core.work(job)
+    (chunk,) = await core.chunks(job)
+    assert (chunk.state, chunk.span.rows) == ("done", 500)

@@ -39,7 +39,8 @@ class Platform(BatchClient):
         for each in self._streams.pop(0) if self._streams else [BUSY]:
             yield _answer(each, id_)
 
-    def batch(self, id_: str) -> Read[Batch]:
+    def batch(self, id_: str, *, tenant: str = "") -> Read[Batch]:
+        assert tenant == ""
         return _answer(self._polls.pop(0), id_)
 
 

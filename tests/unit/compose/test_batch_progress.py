@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+import io
 
-from headrace.compose.batch_progress import Lines, Pace, sentence
+import pytest
+from rich.console import Console
+
+from headrace.compose.batch_progress import Lines, Pace, bar_on, sentence
 from headrace.compose.batch_views import Batch, Counts
 from headrace.compose.models_output import Output
 
@@ -77,3 +80,53 @@ def test_lines_come_with_every_tenth_or_five_seconds_and_no_oftener(
 def test_lines_are_for_people(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     Lines(Output(as_json=True), clock=clock)(batch(1))
     assert capsys.readouterr() == ("", "")
+
+
+def line_of(width: int, now: Batch, *, rows_s: int) -> str:
+    """The bar as a terminal shows it in the end."""
+    clock, screen = Clock(), io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    counts = now.request_counts
+    with bar_on(console, clock) as tell:
+        tell(batch(counts.done - rows_s, total=counts.total))
+        clock.now = 1.0
+        tell(now)
+    lines = screen.getvalue().replace("\x1b[2K", "").replace("\r", "\n").splitlines()
+    return [line for line in lines if "━" in line][-1]
+
+
+SMALL = batch(12, failed=2, total=21)
+LARGE = batch(12_345_678, failed=1_234_567, total=20_000_000)
+
+
+@pytest.mark.parametrize(
+    ("width", "now", "rows_s", "told"),
+    [
+        (80, SMALL, 3, "12 of 21 rows, 3 rows/s, 3 s left, 2 failed"),
+        (
+            80, batch(600_000, failed=12, total=1_000_000), 12_345,
+            "600,000 of 1,000,000 rows, 12,345 rows/s, 32 s left, 12 failed",
+        ),
+        (80, LARGE, 123_456, "12.3M of 20M rows, 123k rows/s, 1 min left, 1.23M failed"),
+        (60, SMALL, 3, "12 of 21 rows, 3 rows/s, 3 s left, 2 failed"),
+        (60, LARGE, 123_456, "12.3M of 20M rows, 1 min left, 1.23M failed"),
+        (40, LARGE, 123_456, "12.3M of 20M rows"),
+        (40, SMALL, 3, "12 of 21 rows, 2 failed"),
+    ],
+)  # fmt: skip
+def test_a_bar_and_what_it_says_fit_into_a_line(
+    width: int, now: Batch, rows_s: int, told: str
+) -> None:
+    line = line_of(width, now, rows_s=rows_s)
+    assert line.endswith(f" {told}")
+    bar = line.removesuffix(told).removeprefix("in_progress")
+    assert len(line) == width
+    assert len(bar.strip(" ━╸")) == 0
+    assert bar.count("━") >= 3  # about half of ten characters at least
+
+
+def test_a_state_that_passes_is_beside_the_bar() -> None:
+    assert line_of(80, batch(9, total=20, status="cancelling"), rows_s=1).startswith("cancelling ")
+    looked_at = line_of(60, batch(0, total=0, status="validating"), rows_s=0)
+    assert looked_at.startswith("validating ━━━")
+    assert looked_at.endswith(" its file is looked at")

@@ -11,8 +11,8 @@ from headrace.domain.errors import InvalidRequest
 STATE = RunState(
     server="http://127.0.0.1:8080",
     input=Input(size_bytes=3, sha256="00", mtime_ns=7),
-    content={"input_file_id": "file-1"},
-    once="k",
+    content={"input_file_id": "file-1", "endpoint": "/v2/models/m/infer"},
+    once="0123456789abcdef" * 2,
 )
 
 

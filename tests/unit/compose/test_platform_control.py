@@ -16,7 +16,7 @@ from headrace.domain.errors import (
     UnknownModel,
 )
 from headrace.ports.catalogue import Entry
-from headrace.ports.model_control import IndexEntry, ModelMetadata
+from headrace.ports.model_control import IndexEntry, ModelMetadata, Unfit
 from headrace.router.remote_control import RemoteControl
 from tests.support.router_fakes import AT, FakeModels, NoLocalModels, RouterHouse, endpoint
 
@@ -55,6 +55,10 @@ class Here:
 
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         raise AssertionError(f"the router knows of {model} {version}")
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        del model, version
+        return "stream"
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:
         del version
@@ -177,6 +181,36 @@ async def test_readiness_is_asked_for_where_nobody_has_checked_it(stage: Stage) 
     assert upstream.checked == checked  # active checks have told
     await stage.control.obstacle("m", "2")
     assert upstream.checked == checked + 1
+
+
+async def test_what_answers_in_a_stream_is_unfit_for_rows_wherever_it_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await stage.control.unfit("here") == "stream"
+    assert await stage.control.unfit("m") is None
+    assert await stage.control.unfit("nothing") is None
+
+    async def config(*_: object) -> Mapping[str, Any]:
+        return {"model_transaction_policy": {"decoupled": True}}
+
+    monkeypatch.setattr(stage.told(0), "config", config)
+    assert await stage.control.unfit("m") == "stream"
+    stage.route(Target(model="m"))
+    assert await stage.control.unfit("r") == "stream"
+
+
+async def test_a_model_at_openais_endpoints_alone_is_unfit_for_rows_of_the_protocol(
+    stage: Stage,
+) -> None:
+    await stage.house.put(endpoint(3, models=["emb"], protocol="openai"))
+    assert await stage.control.unfit("emb") == "openai"
+    stage.route(Target(model="emb"))
+    assert await stage.control.unfit("r") == "openai"
+    stage.route(Target(model="emb"), Target(model="m"))
+    assert await stage.control.unfit("r") is None
+    await stage.house.put(endpoint(4, models=["emb"]))
+    stage.told(4).states = {"emb": "READY"}
+    assert await stage.control.unfit("emb") is None
 
 
 async def test_a_process_that_stops_is_ready_for_no_model(stage: Stage) -> None:

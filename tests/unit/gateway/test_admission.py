@@ -52,6 +52,14 @@ async def test_whoever_comes_while_there_is_room_does_not_wait() -> None:
     assert (house.admission.in_flight, house.admission.waiting) == (2, 1)
 
 
+async def test_it_is_known_when_the_last_online_request_came() -> None:
+    house = House(max_concurrent=9)
+    assert house.admission.last_online == -math.inf
+    for received, batch in ((5.0, False), (7.0, False), (9.0, True)):
+        house.enter(Call("id", received=received, batch=batch))
+    assert house.admission.last_online == 7.0
+
+
 async def test_the_next_one_gets_the_place_of_the_one_that_leaves() -> None:
     house = House()
     house.enter(_call())

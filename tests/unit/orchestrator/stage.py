@@ -144,6 +144,7 @@ def pending(
     enqueued: float = START,
     deadline: float = math.inf,
     queue_expires: float = math.inf,
+    background: bool = False,
 ) -> Pending:
     """A request of one row for each value. Needs a running loop."""
     return Pending(
@@ -155,6 +156,7 @@ def pending(
         deadline,
         asyncio.get_running_loop().create_future(),
         queue_expires,
+        background=background,
     )
 
 
@@ -190,10 +192,11 @@ class Stage:
         priority: int = 0,
         within_s: float = math.inf,
         queue_us: int = 0,
+        background: bool = False,
     ) -> Pending:
         """A request as ServedVersion makes it."""
         queue, now = self.scheduler.queue, self.clock.time()
-        level = queue.level(priority)
+        level = queue.last_level if background else queue.level(priority)
         request = pending(
             *values,
             key=key,
@@ -201,6 +204,7 @@ class Stage:
             enqueued=now,
             deadline=now + within_s,
             queue_expires=now + queue.timeout_s(level, queue_us),
+            background=background,
         )
         self.requests.append(request)
         return request

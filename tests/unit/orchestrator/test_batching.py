@@ -70,6 +70,28 @@ async def test_requests_of_different_levels_share_a_batch() -> None:
     assert _run(waiting).requests == waiting
 
 
+# Batch jobs
+
+
+async def test_rows_of_batch_jobs_do_not_join_online_requests() -> None:
+    waiting = [pending(1), pending(2), pending(3, level=3, background=True)]
+    assert _run(waiting).requests == waiting[:2]
+    held = plan(waiting, batching=Batching(max_delay_us=1_000), max_rows=8, now=START)
+    assert held == Wait(START + 0.001)
+
+
+async def test_what_a_batch_job_has_merged_is_merged_with_nothing_else() -> None:
+    single = [pending(1, background=True), pending(2, background=True)]
+    several = pending(3, 4, background=True)
+    assert _run([*single, several]).requests == single
+    assert _run([several, *single]).requests == [several]
+
+
+async def test_rows_of_batch_jobs_are_not_held_back_for_company() -> None:
+    waiting = [pending(1, background=True)]
+    assert _run(waiting, batching=Batching(max_delay_us=1_000)).requests == waiting
+
+
 # Preferred sizes
 
 

@@ -101,6 +101,35 @@ async def test_the_most_urgent_request_runs_first() -> None:
     assert busy.executor.values == [[0], [1], [2], [3]]
 
 
+async def test_online_requests_overtake_those_of_batch_jobs() -> None:
+    busy = Busy()
+    stage = await busy.begin()
+    tasks = [stage.send(i, i, background=True) for i in (1, 2)]
+    tasks.append(stage.send(3))
+    await turns()
+    busy.executor.release(4)
+    await _outcomes(*tasks)
+    assert busy.executor.values == [[0], [3], [1, 1], [2, 2]]
+
+
+async def test_a_batch_job_is_never_starved_by_online_requests() -> None:
+    busy = Busy()
+    stage = await busy.begin()
+    tasks = [stage.send(1, 1, background=True)]
+    await turns()
+    stage.clock.advance(0.9)
+    tasks.append(stage.send(2))
+    await turns()
+    busy.executor.release(1)
+    await until(lambda: len(busy.executor.values) == 2)
+    tasks.append(stage.send(3))
+    await turns()
+    stage.clock.advance(0.1)
+    busy.executor.release(3)
+    await _outcomes(*tasks)
+    assert busy.executor.values == [[0], [2], [1, 1], [3]]
+
+
 @pytest.mark.parametrize("batching", [None, Batching(priority_levels=2, default_priority=1)])
 async def test_a_model_whose_time_grows_with_its_rows_is_not_merged(
     batching: Batching | None,

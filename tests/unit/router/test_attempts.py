@@ -18,6 +18,7 @@ from headrace.domain.errors import (
     EndpointTimeout,
     HeadraceError,
     InvalidRequest,
+    ModelFailed,
     NoReadyEndpoint,
     UnknownModel,
 )
@@ -44,9 +45,15 @@ def asked(house: RouterHouse) -> list[int]:
     return [len(upstream.asked) for upstream in upstreams(house)]
 
 
-def fail_first(house: RouterHouse, error: EndpointFailed | UnknownModel) -> None:
+def _unreached() -> EndpointFailed:
+    error = failed()
+    error.sent = False
+    return error
+
+
+def fail_first(house: RouterHouse, error: HeadraceError) -> None:
     """Make the first attempt end in `error`, wherever it goes."""
-    first: list[EndpointFailed | UnknownModel | None] = [error]
+    first: list[HeadraceError] = [error]
 
     async def infer(upstream: FakeUpstream, request: InferRequest, call: Call) -> InferResponse:
         upstream.asked.append((request, call))
@@ -67,6 +74,30 @@ async def test_a_retried_attempt_goes_to_another_endpoint(
     await house.ask()
     assert asked(house) == [1, 1]
     assert house.counted("headrace_endpoint_retries_total") == {("m",): 1}
+
+
+#: A row of a batch job, of whose attempts its job has so many.
+ROW = Call("id", batch=True)
+
+
+@pytest.mark.parametrize("error", [failed(), EndpointTimeout("nothing"), ModelFailed("it raised")])
+async def test_a_row_of_a_batch_that_may_have_run_is_not_retried(
+    house: RouterHouse, error: HeadraceError
+) -> None:
+    for upstream in upstreams(house):
+        upstream.always = error
+    with pytest.raises(type(error)):
+        await house.ask(tenant_call=ROW)
+    assert sum(asked(house)) == 1
+
+
+@pytest.mark.parametrize("error", [_unreached(), UnknownModel("not here"), EndpointBusy("full")])
+async def test_a_row_of_a_batch_that_did_not_run_goes_to_another_endpoint(
+    house: RouterHouse, error: HeadraceError
+) -> None:
+    fail_first(house, error)
+    await house.ask(tenant_call=ROW)
+    assert asked(house) == [1, 1]
 
 
 async def test_attempts_stay_within_the_budget_in_a_storm(house: RouterHouse) -> None:
@@ -324,6 +355,21 @@ async def test_what_the_only_endpoint_asks_for_is_waited_for_with_some_time_on_t
         await house.ask()
         (wait_s,) = waited
         assert 0.5 <= wait_s <= 0.6
+
+
+async def test_a_row_of_a_batch_has_no_hedge() -> None:
+    async with RouterHouse(hedging=HedgingSettings(percentile=95)) as house:
+        found = await _hedging(house)
+        held = [upstream.script[0] for upstream in found]
+        before = len(asyncio.all_tasks())
+        asking = asyncio.create_task(house.ask(tenant_call=ROW))
+        await until(lambda: sum(asked(house)) == 1)
+        assert len(asyncio.all_tasks()) == before + 1, "there is nothing that a hedge could race"
+        for each in held:
+            assert isinstance(each, asyncio.Future)
+            each.set_result(None)
+        await asking
+        assert sum(asked(house)) == 1
 
 
 async def test_hedges_are_a_twentieth_of_the_requests_at_most() -> None:

@@ -17,7 +17,7 @@ from headrace.domain.errors import (
     UnknownModel,
     Unsupported,
 )
-from headrace.ports.model_control import IndexEntry, ModelMetadata
+from headrace.ports.model_control import IndexEntry, ModelMetadata, Unfit
 from headrace.ports.upstream import Site, Sited
 from headrace.resilience.health_checks import HealthCheckSettings
 from headrace.router.pool import Pool
@@ -45,6 +45,10 @@ class HereModels:
         return {"name": model}
 
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
+        del model, version
+        return None
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
         del model, version
         return None
 

@@ -14,7 +14,7 @@ from headrace.domain.errors import (
     UnknownModel,
     Unsupported,
 )
-from headrace.router.verdicts import Verdict, may_retry, verdict
+from headrace.router.verdicts import Verdict, may_have_run, may_retry, verdict
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,12 @@ def test_a_deadline_that_passed_while_others_were_answered_is_the_callers_own() 
         EndpointTimeout("nothing"), seconds=5.0, usual_s=0.1, wished=True, others_answered=True
     )
     assert judged.failed is None
+
+
+def test_what_was_refused_or_never_sent_has_not_run() -> None:
+    unreached = EndpointFailed("nobody listens")
+    unreached.sent = False
+    refused = [unreached, EndpointBusy("no room"), UnknownModel("not here"), InvalidRequest("odd")]
+    assert [may_have_run(error) for error in refused] == [False] * 4
+    ended = [EndpointFailed("500"), EndpointTimeout("nothing"), ModelFailed("it raised")]
+    assert [may_have_run(error) for error in ended] == [True] * 3

@@ -13,6 +13,13 @@ def checked(key: str) -> str:
     return key
 
 
+def checked_prefix(prefix: str) -> str:
+    """What stands for all that is below it. Raises ValueError where it ends without a slash."""
+    if not is_prefix(prefix):
+        raise ValueError(f"{prefix!a} is no prefix of batch objects: it has no slash at its end")
+    return prefix
+
+
 def is_prefix(key: str) -> bool:
     """Whether it stands for all that is below it. Raises ValueError as `checked` does."""
     checked(key.removesuffix("/"))

@@ -11,18 +11,19 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
-from headrace.adapters.artifacts.batch_keys import checked, is_prefix
+from headrace.adapters.artifacts.batch_keys import checked, checked_prefix, is_prefix
 from headrace.adapters.artifacts.directory import INCOMING, open_object, sync_directory
 from headrace.adapters.artifacts.failures import disk
 from headrace.adapters.artifacts.folders import Folders
+from headrace.adapters.artifacts.objects import BATCH
 from headrace.adapters.artifacts.spool import create, spool, write
 from headrace.adapters.artifacts.thread import on_thread
-from headrace.domain.errors import AlreadyExists
+from headrace.domain.errors import AlreadyExists, NotFound
 
 #: What is read in one visit to a thread: a job's chunk as a whole; longer ranges in pieces, since
 #: many of them may be on their way to slow clients.
@@ -34,9 +35,11 @@ _STEP_BYTES: Final = 64 * 1024**2
 _LEFT_S: Final = 3600.0
 
 _KNOWN: Final = 10_000  # folders kept in mind
+_LISTED: Final = 1000  # objects that are looked at in one visit
 
 _STORE: Final = "store the object"
 _READ: Final = "read the object"
+_LIST: Final = "list the objects"
 #: The kernel copies between files of this kind only in the older way.
 _NOT_RANGES: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -50,7 +53,7 @@ class LocalObjects:
         self._now = now
         self._swept_at: float | None = None
         #: Folders whose names, and those of all above them, a crash leaves.
-        self._lasting: set[Path] = set()
+        self._lasting: set[str] = set()
 
     async def put(self, key: str, data: bytes) -> None:
         """See ObjectStore.put. The same bytes may be put again, as after an uncertain end."""
@@ -85,33 +88,35 @@ class LocalObjects:
 
     async def join(self, key: str, parts: Sequence[str]) -> int:
         """See ObjectStore.join."""
-        place = self._root / checked(key)
-        sources = [checked(part) for part in parts]
+        steps = self._joined([checked(part) for part in parts], self._root / checked(key))
         with disk("join objects"):
-            passing = await on_thread(self._passing)
             try:
-                with await on_thread(create, passing) as file:
-                    with contextlib.closing(self._joined(sources, file)) as steps:
-                        while await on_thread(lambda: next(steps, None)):
-                            pass
-                    await on_thread(os.fsync, file.fileno())
-                    size = file.tell()
+                while (size := await on_thread(_size_at_end, steps)) is None:
+                    pass
             except BaseException:
-                await on_thread(passing.unlink, missing_ok=True)
+                await on_thread(steps.close)
                 raise
-            await on_thread(self._move_in, passing, place)
         return size
 
-    def _joined(self, parts: Sequence[str], target: FileIO) -> Generator[int, None, None]:
-        """Append the parts, and pause now and then."""
-        since = 0
-        for part in parts:
-            with open_object(self._root, part) as source:
-                while copied := _copy(source, target):
-                    since += copied
-                    if since >= _STEP_BYTES:
-                        yield since
-                        since = 0
+    def _joined(self, parts: Sequence[str], place: Path) -> Generator[None, None, int]:
+        """Write the parts to a place, with pauses where they are long; their size."""
+        passing, since = self._passing(), 0
+        try:
+            with create(passing) as file:
+                for part in parts:
+                    with open_object(self._root, part) as source:
+                        while copied := _copy(source, file):
+                            since += copied
+                            if since >= _STEP_BYTES:
+                                yield
+                                since = 0
+                os.fsync(file.fileno())
+                size = file.tell()
+        except BaseException:
+            passing.unlink(missing_ok=True)
+            raise
+        self._move_in(passing, place)
+        return size
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """See ObjectStore.read. What replaces the object meanwhile is not seen."""
@@ -123,7 +128,7 @@ class LocalObjects:
                     data = b"" if reading.is_over else await on_thread(reading.read)
 
     def _begin(self, key: str, start: int, end: int | None) -> tuple[_Reading, bytes]:
-        reading = _Reading(open_object(self._root, key), start, end)
+        reading = _Reading(self._open(key), start, end)
         return reading, reading.read()
 
     async def size(self, key: str) -> int:
@@ -132,8 +137,40 @@ class LocalObjects:
             return await on_thread(self._size, checked(key))
 
     def _size(self, key: str) -> int:
-        with open_object(self._root, key) as file:
+        with self._open(key) as file:
             return os.fstat(file.fileno()).st_size
+
+    def _open(self, key: str) -> BinaryIO:
+        """Open an object. Where there is nothing at all, nobody can tell whether it is gone."""
+        try:
+            return open_object(self._root, key)
+        except NotFound:
+            if any((self._root / name).is_dir() for name in (INCOMING, BATCH)):
+                raise
+        raise OSError(errno.ENOENT, "its directory is empty or not there: is its disk mounted?")
+
+    async def keys(
+        self, prefix: str, *, older_than_s: float
+    ) -> AsyncGenerator[Sequence[str], None]:
+        """See ObjectStore.keys. What the dead have left half written is removed on the way."""
+        folder = checked_prefix(prefix)
+        with disk(_LIST):
+            await on_thread(self._sweep_at_times)
+            with contextlib.closing(self._listed(folder, time.time() - older_than_s)) as pages:
+                while (page := await on_thread(next, pages, None)) is not None:
+                    if page:
+                        yield page
+
+    def _listed(self, folder: str, latest: float) -> Generator[list[str], None, None]:
+        """Keys of what was last written by then, so many objects looked at a time."""
+        old: list[str] = []
+        for number, (key, written) in enumerate(_files(self._root, folder), 1):
+            if written <= latest:
+                old.append(key)
+            if number % _LISTED == 0:
+                yield old
+                old = []
+        yield old
 
     async def remove(self, key: str) -> None:
         """See ObjectStore.remove."""
@@ -146,7 +183,7 @@ class LocalObjects:
 
     def _remove_all(self, prefix: str) -> None:
         leaving = self._passing()
-        self._lasting.clear()
+        self._forget(str(self._root / prefix))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             # in one step, so that nobody writes in between; with the slash, only if it is a folder
             os.rename(f"{self._root / prefix}/", leaving)  # noqa: PTH104 - a Path has no such slash
@@ -160,14 +197,18 @@ class LocalObjects:
         """See ObjectStore.close."""
 
     def _passing(self) -> Path:
-        """A new path for what is not whole yet. At times, what the dead have left is removed."""
+        """A new path for what is not whole yet."""
+        self._sweep_at_times()
+        passing = self._incoming.passing()
+        passing.parent.mkdir(parents=True, exist_ok=True)
+        return passing
+
+    def _sweep_at_times(self) -> None:
+        """Remove what the dead have left half written."""
         now = self._now()
         if self._swept_at is None or now - self._swept_at >= _LEFT_S:
             self._swept_at = now
             self._incoming.sweep(older_than_s=_LEFT_S)
-        passing = self._incoming.passing()
-        passing.parent.mkdir(parents=True, exist_ok=True)
-        return passing
 
     def _move_in(self, passing: Path, place: Path) -> None:
         try:
@@ -178,6 +219,14 @@ class LocalObjects:
             raise
         self._sync(place)
 
+    def _forget(self, folder: str) -> None:
+        """A folder goes: it is known no more to last, nor is anything below it."""
+        lasting = list(self._lasting)  # in one step: other threads change it
+        if any(each.startswith(f"{folder}/") for each in lasting):
+            self._lasting.clear()
+        else:  # as that of most jobs: else the next write would sync all that is above it
+            self._lasting.discard(folder)
+
     def _sync(self, place: Path) -> None:
         """Make a name last, and those of the folders on the way to it, whoever has made them.
 
@@ -186,9 +235,9 @@ class LocalObjects:
         made = []
         for folder in place.parents:
             sync_directory(folder)
-            if folder == self._root or folder in self._lasting:
+            if folder == self._root or str(folder) in self._lasting:
                 break
-            made.append(folder)
+            made.append(str(folder))
         if len(self._lasting) >= _KNOWN:
             self._lasting.clear()
         self._lasting.update(made)
@@ -220,6 +269,34 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _size_at_end(steps: Generator[None, None, int]) -> int | None:
+    """Go one step on; the size once there are no more."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return int(end.value)
+    return None
+
+
+def _files(root: Path, folder: str) -> Iterator[tuple[str, float]]:
+    """Keys of the plain files below a folder, and when each was last written; no link is followed.
+
+    A folder's names are read as they are asked for: there may be millions.
+    """
+    try:
+        entries = os.scandir(root / folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            key = folder + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(root, f"{key}/")
+            elif entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    yield key, entry.stat(follow_symlinks=False).st_mtime
 
 
 def _copy(source: BinaryIO, target: FileIO) -> int:

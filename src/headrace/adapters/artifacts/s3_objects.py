@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
 
-from headrace.adapters.artifacts.batch_keys import checked, is_prefix
+from headrace.adapters.artifacts.batch_keys import checked, checked_prefix, is_prefix
 from headrace.adapters.artifacts.failures import RETRY_AFTER_S
 from headrace.adapters.artifacts.pieces import gathered
 from headrace.adapters.artifacts.s3 import MISSING, PART_BYTES, S3, translated
@@ -23,6 +23,7 @@ from headrace.domain.errors import AlreadyExists, InvalidRequest, NotFound, Stor
 _AHEAD: Final = 3
 #: Times that a conditional put is sent while its end is uncertain; obstore does not by itself.
 _SENDINGS: Final = 3
+_LISTED: Final = 1000  # in an answer: S3 has no more
 _PAUSE_S: Final = 0.1  # for another's put of the same key, which is in the way, to end
 
 _STORE: Final = "store the object"
@@ -157,6 +158,18 @@ class S3Objects:
     async def size(self, key: str) -> int:
         """See ObjectStore.size."""
         return (await self._s3.head(checked(key), what=_READ))["size"]
+
+    async def keys(
+        self, prefix: str, *, older_than_s: float
+    ) -> AsyncGenerator[Sequence[str], None]:
+        """See ObjectStore.keys. S3 counts the age of what came in parts from its beginning."""
+        latest = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        checked_prefix(prefix)
+        with translated("list the objects", prefix):
+            async for page in obstore.list(self._s3.store, prefix, chunk_size=_LISTED):
+                old = [found["path"] for found in page if found["last_modified"] <= latest]
+                if old:
+                    yield old
 
     async def remove(self, key: str) -> None:
         """See ObjectStore.remove."""

@@ -23,7 +23,9 @@ _logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1  # a message ends the wait; how late the rest is seen
 _POLL_FULL_S: Final = 0.01  # the end of a message in hand does not end the wait
 _HEARTBEAT_MS: Final = 1000
-_LAG_EVERY_S: Final = 1.0
+_LAG_EVERY_S: Final = 5.0
+_LAG_ANSWER_S: Final = 0.5  # for which no message is taken, at worst
+_SETTLED_S: Final = 1.0  # a group that deals out its partitions anew is not held up by it
 _SESSIONS_FAILING: Final = 2  # session timeouts in which no commit was taken
 _SESSIONS_IDLE: Final = 6  # session timeouts without a partition
 _IDLE_S: Final = 30.0
@@ -71,13 +73,14 @@ class Member:
         self.partitions = 0
         self.lag = 0
         self._settings = settings
-        self._topic = topic
+        self.topic = topic
         self._group = group
         self._instance_id = instance_id
         self._deliver = deliver
         self._counts = counts
         self._clock = clock
         self._log = Quiet("consumer", clock=clock)
+        self._unreadable = Quiet("message", clock=clock)  # apart: not kept back by other news
         self._mine: dict[_Name, Partition] = {}
         self._consumer: Consumer | None = None
         self._paused = False
@@ -125,7 +128,7 @@ class Member:
         self._failing_since, self._idle_since = math.inf, self._clock()
         try:
             consumer.subscribe(
-                [self._topic],
+                [self.topic],
                 on_assign=self._assigned,
                 on_revoke=self._revoked,
                 on_lost=self._lost,
@@ -185,7 +188,14 @@ class Member:
         offset = record.offset()
         if partition is None or offset is None:
             return  # of one that is another's by now, who is given it too
-        self._deliver(partition.delivered(offset, record.value() or b""))
+        delivery = partition.delivered(offset, record.value() or b"")
+        if delivery.message is None:
+            self._unreadable.log(
+                logging.WARNING,
+                "topic %s, partition %d, offset %d cannot be read: %s. It is for %s",
+                *name, offset, delivery.problem, self._settings.dead_topic,
+            )  # fmt: skip
+        self._deliver(delivery)
 
     def _hold_back(self) -> None:
         assert self._consumer is not None  # noqa: S101 - for the type checker
@@ -256,6 +266,7 @@ class Member:
         for partition in partitions:
             self._mine[_name(partition)] = Partition(*_name(partition))
         self.partitions = len(self._mine)
+        self._lag_at = self._clock() + _SETTLED_S
         consumer.incremental_assign(list(partitions))
         # one that was here before may still be paused, or not any more
         (consumer.pause if self._paused else consumer.resume)(list(partitions))
@@ -288,23 +299,40 @@ class Member:
             if partition is not None:
                 partition.revoke()
         self.partitions = len(self._mine)
+        if not self._mine:
+            self.lag = 0
 
     # --- how far behind ------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        assert self._consumer is not None  # noqa: S101 - for the type checker
         now = self._clock()
         if now < self._lag_at:
             return
         self._lag_at = now + _LAG_EVERY_S
+        with contextlib.suppress(KafkaException):  # who does not answer is told of elsewhere
+            self.lag = self._behind()
+
+    def _behind(self) -> int:
+        """Messages that are not done. Raises KafkaException.
+
+        Brokers are asked: what is known here of a partition is as old as what was last read of it,
+        and while this process's hands are full nothing is.
+        """
+        assert self._consumer is not None  # noqa: S101 - for the type checker
+        new = [TopicPartition(*name) for name, mine in self._mine.items() if mine.found is None]
+        if new:
+            for found in self._consumer.committed(new, timeout=_LAG_ANSWER_S):
+                self._mine[_name(found)].found = found.offset
         lag = 0
-        for name, partition in self._mine.items():
-            begin = partition.committable
-            with contextlib.suppress(KafkaException):
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(*name), cached=True)
-                if begin is not None and end > begin:
-                    lag += end - begin
-        self.lag = lag
+        for name, mine in self._mine.items():
+            first, end = self._consumer.get_watermark_offsets(
+                TopicPartition(*name), timeout=_LAG_ANSWER_S
+            )
+            begin = mine.committable
+            if begin is None:
+                begin = mine.found or 0
+            lag += max(end - max(begin, first), 0)
+        return lag
 
 
 def _name(of: TopicPartition | Record) -> _Name:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from headrace.adapters.kafka.offsets import Offsets
-from headrace.adapters.kafka.wire import decode
+from headrace.adapters.kafka.wire import Unreadable, decode
+from headrace.ports.job_queue import Message
 
 
 class Partition:
@@ -19,6 +20,7 @@ class Partition:
         self.revoked = False
         self.in_hand = 0
         self.sent: int | None = None  # the offset that was committed last, or is about to be
+        self.found: int | None = None  # what was committed before; below 0: nothing
         self._where = f"{topic}/{number}"
         self._offsets = Offsets()
         self._lock = threading.Lock()
@@ -56,10 +58,15 @@ class Partition:
 class KafkaDelivery:
     """One message of an assignment."""
 
-    __slots__ = ("_done", "_offset", "_partition", "message", "raw", "source")
+    __slots__ = ("_done", "_offset", "_partition", "message", "problem", "raw", "source")
 
     def __init__(self, partition: Partition, offset: int, raw: bytes, source: str) -> None:
-        self.message = decode(raw)
+        self.message: Message | None = None
+        self.problem = ""  # why it cannot be read
+        try:
+            self.message = decode(raw)
+        except Unreadable as error:
+            self.problem = str(error)
         self.raw = raw
         self.source = source
         self._partition = partition

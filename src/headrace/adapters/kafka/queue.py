@@ -45,6 +45,11 @@ class KafkaQueue:
         self._closed = False
 
     @property
+    def members(self) -> Sequence[Member]:
+        """One for each topic that is read; none before this process takes for the first time."""
+        return self._members
+
+    @property
     def in_hand(self) -> int:
         """Messages that were delivered to this process and are not done."""
         return sum(member.in_hand for member in self._members)
@@ -54,18 +59,13 @@ class KafkaQueue:
         """Those that are this process's, of both topics."""
         return sum(member.partitions for member in self._members)
 
-    @property
-    def lag(self) -> int:
-        """Messages in them that are not done."""
-        return sum(member.lag for member in self._members)
-
     async def publish(self, messages: Sequence[Message]) -> None:
         settings = self._settings
         await self._publisher.send(
             [
                 Outgoing(
                     settings.retry_topic if message.failures else settings.chunks_topic,
-                    key(message.ref),
+                    key(message.ref, message.attempt),
                     encode(message),
                 )
                 for message in messages

@@ -39,8 +39,9 @@ class KafkaSettings(
     #: Seconds of silence after which others take over what a process had. Brokers have bounds for
     #: it (`group.min.session.timeout.ms`).
     session_timeout_s: float = 10.0
-    #: Messages in this process's hands; at so many it takes no more until some are done.
-    max_in_hand: int = 16
+    #: Messages in this process's hands; at so many it takes no more until some are done. They are
+    #: small, and a partition's messages are one process's anyway.
+    max_in_hand: int = 64
     #: Seconds within which brokers must have acknowledged what is published.
     publish_timeout_s: float = 10.0
     #: Seconds between commits of what is done.

@@ -24,6 +24,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     job: Annotated[str, msgspec.Meta(min_length=1)]
     chunk: _Count
     failures: _Count = 0
+    attempt: _Count = 0
 
 
 class _Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,24 +38,36 @@ class _Letter(msgspec.Struct, frozen=True, kw_only=True):
     story: tuple[str, ...]
 
 
+class Unreadable(ValueError):
+    """What came is no message, or none of a version known here; the sentence says why."""
+
+
 _decoder: Final = msgspec.json.Decoder(_Line)
 
 
 def encode(message: Message) -> bytes:
     """A message as it is sent."""
     ref = message.ref
-    return msgspec.json.encode(_Line(job=ref.job, chunk=ref.index, failures=message.failures))
+    line = _Line(job=ref.job, chunk=ref.index, failures=message.failures, attempt=message.attempt)
+    return msgspec.json.encode(line)
 
 
-def decode(raw: bytes) -> Message | None:
-    """A message as it came; None where it is not one, or not one of a version known here."""
+def decode(raw: bytes) -> Message:
+    """A message as it came. Raises Unreadable, which tells nothing of what stands in it."""
     if len(raw) > MAX_MESSAGE_BYTES:
-        return None
+        raise Unreadable(f"it has {len(raw)} bytes, over {MAX_MESSAGE_BYTES}")
+    if not raw:
+        raise Unreadable("it is empty")
     try:
         line = _decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return Message(ref=ChunkRef(line.job, line.chunk), failures=line.failures)
+    except UnicodeDecodeError:
+        raise Unreadable("it is not UTF-8") from None
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        raise Unreadable(str(error)) from None
+    ref = ChunkRef(line.job, line.chunk)
+    return Message(ref=ref, failures=line.failures, attempt=line.attempt)
 
 
 def encode_letter(letter: DeadLetter) -> bytes:
@@ -73,6 +86,11 @@ def encode_letter(letter: DeadLetter) -> bytes:
     )
 
 
-def key(ref: ChunkRef) -> bytes:
-    """What the partition is chosen by: a job's chunks spread over all of them."""
-    return f"{ref.job}/{ref.index}".encode()
+def key(ref: ChunkRef, attempt: int = 0) -> bytes:
+    """What the partition is chosen by: a job's chunks spread over all of them.
+
+    A chunk that was handed back comes to another, and so to another process most likely: that
+    which had it may not have the model. Nothing needs an order.
+    """
+    place = f"{ref.job}/{ref.index}"
+    return (f"{place}/{attempt}" if attempt else place).encode()

@@ -97,6 +97,13 @@ class Database(Protocol):
         """See RegistryStore.watch."""
         ...
 
+    def news(self) -> AsyncIterator[None]:
+        """Yields soon after another process changed something, where that costs next to nothing.
+
+        Changes may be missed, all of them: whoever has to know looks now and then besides.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of every connection."""
         ...

@@ -14,8 +14,8 @@ from headrace.adapters.sql import job_rows
 from headrace.adapters.sql.database import Connection, Parameters, Row
 from headrace.adapters.sql.job_files import SqlFiles
 from headrace.adapters.sql.job_turns import JobTurn, TenantTurn, share
-from headrace.domain.chunks import Chunk, ChunkRef, ChunkResult, Claim
-from headrace.ports.job_store import ClaimedChunk, Overdue
+from headrace.domain.chunks import Chunk, ChunkRef, ChunkResult, Claim, Span
+from headrace.ports.job_store import ClaimedChunk, Completed, Hold, JobClaim, Overdue
 
 _AT_ONCE: Final = 500  # chunks that are read, or queued anew
 _NO_END: Final = 2**62
@@ -24,12 +24,14 @@ _NO_END: Final = 2**62
 class SqlChunks(SqlFiles):
     """The part of JobStore that is about chunks."""
 
-    async def queue_chunks(self, *, by: str, window: int, shared: bool) -> Sequence[Chunk]:
+    async def queue_chunks(
+        self, *, by: str, window: int, shared: bool, expected: bool = False
+    ) -> Sequence[Chunk]:
         """See JobStore.queue_chunks."""
-        # most often there is nothing to do, and then nobody is locked out
-        rows = await self._database.fetch(self._sql["batch_chunks_to_queue"], {"by": by})
-        if not rows[0][2] or rows[0][0 if shared else 1] >= window:
-            return []
+        if not expected:  # most often there is nothing to do, and then nobody is locked out
+            rows = await self._database.fetch(self._sql["batch_chunks_to_queue"], {"by": by})
+            if not rows[0][2] or rows[0][0 if shared else 1] >= window:
+                return []
 
         async def queue(connection: Connection) -> Sequence[Chunk]:
             turn = (await connection.fetch(self._sql["take_batch_turn"], {}))[0][0]
@@ -57,7 +59,9 @@ class SqlChunks(SqlFiles):
 
         return await self._database.change(queue)
 
-    async def requeue(self, *, by: str, older_than_s: float) -> Sequence[Chunk]:
+    async def requeue(
+        self, *, by: str, older_than_s: float, most_patience: int = 1
+    ) -> Sequence[Chunk]:
         """See JobStore.requeue. A part of them at a time."""
         older: Parameters = {"older_us": microseconds(older_than_s)}
         lost: Parameters = {**older, "limit": _AT_ONCE}
@@ -67,7 +71,9 @@ class SqlChunks(SqlFiles):
             async with self._database.writing() as connection:
                 await connection.fetch(self._sql["lock_batch_job"], {"job": job})
                 for number in numbers:
-                    one: Parameters = {**older, "by": by, "job": job, "number": number}
+                    one: Parameters = {
+                        **older, "by": by, "most": most_patience, "job": job, "number": number
+                    }  # fmt: skip
                     found = await connection.fetch(self._sql["requeue_batch_chunk"], one)
                     requeued += [job_rows.chunk_of(row) for row in found]
                 await connection.commit(announce=False)
@@ -107,18 +113,34 @@ class SqlChunks(SqlFiles):
 
         return await self._database.change(renew)
 
-    async def complete_chunk(self, claim: Claim, result: ChunkResult) -> bool:
+    async def complete_chunk(
+        self,
+        claim: Claim,
+        result: ChunkResult,
+        rest: Span | None = None,
+        *,
+        hold: Hold | None = None,
+    ) -> Completed | None:
         """See JobStore.complete_chunk."""
         outcome: Parameters = {**_fence(claim), **job_rows.result_parameters(result)}
 
-        async def complete(connection: Connection) -> bool:
+        async def complete(connection: Connection) -> Completed | None:
             # the job first, for its lock; without a commit it was never counted
-            if not await connection.fetch(self._sql["close_batch_chunk"], outcome):
-                return False
-            if not await connection.fetch(self._sql["complete_batch_chunk"], outcome):
-                return False
+            close = "close_batch_chunk" if rest is None else "split_batch_chunk"
+            left = await connection.fetch(self._sql[close], outcome)
+            if not left:
+                return None
+            done = await connection.fetch(self._sql["complete_batch_chunk"], outcome)
+            if not done:
+                return None
+            if rest is not None:
+                await self._add_rest(connection, claim.ref, result, rest, left[0])
+            to_finish = None
+            if hold is not None and not left[0][0]:
+                chunk = job_rows.chunk_of(done[0])
+                to_finish = await self._claim_to_finish(connection, chunk, hold)
             await connection.commit(announce=False)
-            return True
+            return Completed(to_finish)
 
         return await self._database.change(complete)
 
@@ -138,6 +160,8 @@ class SqlChunks(SqlFiles):
 
     async def release_overdue(self, limit: int) -> Sequence[Overdue]:
         """See JobStore.release_overdue."""
+        if await self._database.fetch(self._sql["is_there_batch_time_ahead"], {}):
+            await self._database.change(self._begin_anew)
         released: list[Overdue] = []
         late = await self._database.fetch(self._sql["overdue_batch_chunks"], {"limit": limit})
         for job, numbers in _by_job(late):
@@ -176,7 +200,7 @@ class SqlChunks(SqlFiles):
             rows = await self._database.fetch(self._sql["batch_chunks_of_job"], some)
             for row in rows:
                 chunk = job_rows.chunk_of(row)
-                after = chunk.ref.index
+                after = chunk.span.start
                 yield chunk
             if len(rows) < _AT_ONCE:
                 return
@@ -217,6 +241,43 @@ class SqlChunks(SqlFiles):
         if rows and not goes_on:
             await self._close(connection, chunk.ref.job)
         return rows
+
+    async def _add_rest(
+        self, connection: Connection, ref: ChunkRef, result: ChunkResult, rest: Span, split: Row
+    ) -> None:
+        """Make a chunk of what is left of another, under their job's lock.
+
+        Raises:
+            ValueError: it is not what is left.
+        """
+        _, number, state = split
+        lies: Parameters = {**job_rows.chunk_parameters(ref.job, ref.index, rest)}
+        told: Parameters = {"rows_told": result.completed + result.failed}
+        if not await connection.fetch(self._sql["shorten_batch_chunk"], {**lies, **told}):
+            msg = f"{rest} is not what is left of chunk {ref.index} of {ref.job} behind {result}"
+            raise ValueError(msg)
+        await connection.fetch(
+            self._sql["add_batch_rest"], {**lies, "rest": number, "state": state}
+        )
+
+    async def _claim_to_finish(
+        self, connection: Connection, last: Chunk, hold: Hold
+    ) -> JobClaim | None:
+        wish: Parameters = {
+            "job": last.ref.job, "holder": hold.holder, "lease_us": microseconds(hold.lease_s),
+        }  # fmt: skip
+        rows = await connection.fetch(self._sql["claim_batch_job_to_finish"], wish)
+        if not rows:
+            return None
+        kept = job_rows.kept_job(rows[0])
+        chunks = (last,) if kept.job.chunks == 1 else ()
+        return JobClaim(kept.job, kept.attempt, hold.holder, "finish", chunks)
+
+    async def _begin_anew(self, connection: Connection) -> None:
+        """What a clock wrote that was put back since: nobody is to wait until it is there again."""
+        await connection.fetch(self._sql["begin_batch_jobs_anew"], {})
+        await connection.fetch(self._sql["begin_batch_chunks_anew"], {})
+        await connection.commit(announce=False)
 
     async def _close(self, connection: Connection, job: str) -> Sequence[Row]:
         """Count one open chunk less."""

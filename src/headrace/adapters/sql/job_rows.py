@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -11,6 +11,7 @@ from headrace.domain.chunks import Chunk, ChunkRef, ChunkResult, Part, Span
 from headrace.domain.errors import InvalidRequest
 from headrace.domain.files import File
 from headrace.domain.jobs import Counts, FileProblem, Job, Timeline
+from headrace.ports.job_store import JobClaim
 
 _SECOND_US: Final = 1_000_000
 _JOB: Final = msgspec.json.Decoder(Job)
@@ -20,6 +21,7 @@ _STORIES: Final = 5  # of a chunk that are kept
 _STORY_SIZE: Final = 1000  # characters
 _FILE_COLUMNS: Final = 9
 _JOB_COLUMNS: Final = 32  # that are read
+_FAILURES: Final = 35  # the column that claims alone read
 _CHUNK_COLUMNS: Final = 18  # that are read
 
 
@@ -110,6 +112,13 @@ def kept_job(row: Row) -> KeptJob:
         revision=revision,
     )
     return KeptJob(job, bool(planned), bool(ended), attempt)
+
+
+def claim_of(row: Row, holder: str) -> JobClaim:
+    """A row that `holder` has just claimed."""
+    kept = kept_job(row)
+    to: Literal["plan", "finish"] = "finish" if kept.is_planned else "plan"
+    return JobClaim(kept.job, kept.attempt, holder, to, failures=row[_FAILURES])
 
 
 def job_of(row: Row) -> Job:

@@ -9,11 +9,20 @@ from headrace.adapters.sql.database import Connection, Parameters
 from headrace.adapters.sql.job_chunks import SqlChunks, microseconds
 from headrace.adapters.sql.job_files import insert_file, no_file, page
 from headrace.domain.chunks import Span
-from headrace.domain.errors import NotFound, TenantBusy
+from headrace.domain.errors import NotFound
 from headrace.domain.files import File
 from headrace.domain.idempotency import Once
 from headrace.domain.jobs import FileProblem, Job
-from headrace.ports.job_store import NO_QUOTAS, Backlog, JobClaim, PageQuery, Quotas
+from headrace.ports.job_store import (
+    ANY_SIZE,
+    NO_QUOTAS,
+    Backlog,
+    Hold,
+    JobClaim,
+    PageQuery,
+    Quotas,
+    Used,
+)
 
 
 class SqlJobStore(SqlChunks):
@@ -22,9 +31,20 @@ class SqlJobStore(SqlChunks):
     # --- asked for by callers --------------------------------------------------------------------
 
     async def create_job(
-        self, job: Job, *, quotas: Quotas = NO_QUOTAS, once: Once | None = None
+        self,
+        job: Job,
+        *,
+        quotas: Quotas = NO_QUOTAS,
+        once: Once | None = None,
+        hold: Hold | None = None,
     ) -> Job:
         """See JobStore.create_job."""
+        new: Parameters = {
+            **job_rows.job_parameters(job),
+            "holder": hold.holder if hold is not None else "",
+            "attempt": int(hold is not None),
+            "lease_us": microseconds(hold.lease_s) if hold is not None else 0,
+        }
 
         async def create(connection: Connection) -> Job:
             if once is not None:
@@ -35,7 +55,7 @@ class SqlJobStore(SqlChunks):
             if not await connection.fetch(self._sql["lock_batch_file"], source):
                 raise no_file(job.input_file)
             await self._require_room(connection, job, quotas)
-            rows = await connection.fetch(self._sql["add_batch_job"], job_rows.job_parameters(job))
+            rows = await connection.fetch(self._sql["add_batch_job"], new)
             await connection.commit(announce=False)
             return job_rows.job_of(rows[0])
 
@@ -60,8 +80,8 @@ class SqlJobStore(SqlChunks):
             rows = await connection.fetch(self._sql["lock_batch_job"], {"job": id_})
             if not rows or (kept := job_rows.kept_job(rows[0])).job.tenant != tenant:
                 raise _no_job(id_)
-            if kept.has_ended or kept.job.state == "cancelling":
-                return kept.job
+            if kept.has_ended or kept.job.ending != "completed":
+                return kept.job  # rows may have been told as expired: how it ends stays
             change = await self._skip(connection, kept)
             rows = await connection.fetch(self._sql["cancel_batch_job"], change)
             await connection.commit(announce=False)
@@ -69,25 +89,27 @@ class SqlJobStore(SqlChunks):
 
     # --- planning and finishing ------------------------------------------------------------------
 
-    async def claim_job(self, holder: str, lease_s: float) -> JobClaim | None:
+    async def claim_job(
+        self, holder: str, lease_s: float, *, most_bytes: int = ANY_SIZE
+    ) -> JobClaim | None:
         """See JobStore.claim_job."""
-        if not await self._database.fetch(self._sql["is_there_batch_job_to_claim"], {}):
+        size: Parameters = {"most_bytes": most_bytes}
+        if not await self._database.fetch(self._sql["is_there_batch_job_to_claim"], size):
             return None
-        wish: Parameters = {"holder": holder, "lease_us": microseconds(lease_s)}
+        wish: Parameters = {**size, "holder": holder, "lease_us": microseconds(lease_s)}
 
         async def claim(connection: Connection) -> JobClaim | None:
             rows = await connection.fetch(self._sql["claim_batch_job"], wish)
             if not rows:
                 return None
             await connection.commit(announce=False)
-            kept = job_rows.kept_job(rows[0])
-            return JobClaim(kept.job, kept.attempt, holder, "finish" if kept.is_planned else "plan")
+            return job_rows.claim_of(rows[0], holder)
 
         return await self._database.change(claim)
 
-    async def renew_job(self, claim: JobClaim, lease_s: float) -> bool:
+    async def renew_job(self, claim: JobClaim, lease_s: float, *, failed: bool = False) -> bool:
         """See JobStore.renew_job."""
-        lease: Parameters = {"lease_us": microseconds(lease_s)}
+        lease: Parameters = {"lease_us": microseconds(lease_s), "failed": int(failed)}
         async with self._database.writing() as connection:
             rows = await connection.fetch(self._sql["renew_batch_job"], {**_fence(claim), **lease})
             await connection.commit(announce=False)
@@ -105,26 +127,19 @@ class SqlJobStore(SqlChunks):
         Raises:
             ValueError: there is a gap before `first`.
         """
-        job = claim.job.id
-        chunks = [job_rows.chunk_parameters(job, n, span) for n, span in enumerate(spans, first)]
 
         async def add(connection: Connection) -> bool:
             if not await connection.fetch(self._sql["lock_batch_job_to_plan"], _fence(claim)):
                 return False
-            place: Parameters = {"job": job, "before": first - 1}
-            if first and not await connection.fetch(self._sql["is_there_batch_chunk"], place):
-                msg = f"{job} has no chunk {first - 1}, so {first} is not the next"
-                raise ValueError(msg)
-            # of a planning before, or of an answer that was lost
-            await connection.fetch(self._sql["forget_batch_chunks"], {"job": job, "first": first})
-            if chunks:
-                await connection.run_many(self._sql["add_batch_chunk"], chunks)
+            await self._add_chunks(connection, claim.job.id, spans, first)
             await connection.commit(announce=False)
             return True
 
         return await self._database.change(add)
 
-    async def planned(self, claim: JobClaim, *, chunks: int, rows: int) -> Job | None:
+    async def planned(
+        self, claim: JobClaim, *, chunks: int, rows: int, spans: Sequence[Span] = ()
+    ) -> Job | None:
         """See JobStore.planned.
 
         Raises:
@@ -137,6 +152,8 @@ class SqlJobStore(SqlChunks):
             jobs = await connection.fetch(self._sql["plan_batch_job"], plan)
             if not jobs:
                 return None
+            if spans:
+                await self._add_chunks(connection, id_, spans, chunks - len(spans))
             known = await connection.fetch(self._sql["batch_chunks_planned"], {"job": id_})
             if tuple(known[0]) != (chunks, rows):
                 msg = f"{id_} has {known[0][0]} chunks and {known[0][1]} rows, not {chunks}, {rows}"
@@ -164,7 +181,13 @@ class SqlJobStore(SqlChunks):
         return job_rows.job_of(rows[0])
 
     async def finish(
-        self, claim: JobClaim, *, output: File | None, errors: File | None, rows_failed: int
+        self,
+        claim: JobClaim,
+        *,
+        output: File | None,
+        errors: File | None,
+        rows_failed: int,
+        problems: Sequence[FileProblem] = (),
     ) -> Job | None:
         """See JobStore.finish."""
         end: Parameters = {
@@ -172,6 +195,8 @@ class SqlJobStore(SqlChunks):
             "output_file": output.id if output is not None else "",
             "error_file": errors.id if errors is not None else "",
             "rows_failed": rows_failed,
+            "is_whole": int(not problems),
+            "problems": job_rows.document(tuple(problems), "a problem of the file"),
         }
 
         async def finish(connection: Connection) -> Job | None:
@@ -218,7 +243,7 @@ class SqlJobStore(SqlChunks):
             # of jobs that are being planned none is counted yet
             chunks_waiting=unfinished - running,
             chunks_running=running,
-            oldest_s=oldest_us / 1_000_000,
+            oldest_s=max(0, oldest_us) / 1_000_000,
         )
 
     async def close(self) -> None:
@@ -226,21 +251,23 @@ class SqlJobStore(SqlChunks):
         await self._database.close()
 
     async def _require_room(self, connection: Connection, job: Job, quotas: Quotas) -> None:
-        if not quotas.jobs and not quotas.rows_bytes:
-            return
-        rows = await connection.fetch(self._sql["batch_quotas_used"], {"tenant": job.tenant})
-        jobs, size_bytes = rows[0]
-        if quotas.jobs and jobs >= quotas.jobs:
-            raise TenantBusy(
-                f"{jobs} jobs have not ended, and there may be {quotas.jobs}: "
-                "wait for one, or cancel one"
-            )
-        size_bytes += job.input_bytes
-        if quotas.rows_bytes and size_bytes > quotas.rows_bytes:
-            raise TenantBusy(
-                f"jobs that have not ended would read {size_bytes} bytes, and there may be "
-                f"{quotas.rows_bytes}: wait for one, or cancel one"
-            )
+        if quotas.bound_jobs:
+            place: Parameters = {"tenant": job.tenant}
+            jobs, size_bytes = (await connection.fetch(self._sql["batch_quotas_used"], place))[0]
+            quotas.require_job(Used(jobs=jobs, rows_bytes=size_bytes), job.input_bytes)
+
+    async def _add_chunks(
+        self, connection: Connection, job: str, spans: Sequence[Span], first: int
+    ) -> None:
+        place: Parameters = {"job": job, "before": first - 1}
+        if first and not await connection.fetch(self._sql["is_there_batch_chunk"], place):
+            msg = f"{job} has no chunk {first - 1}, so {first} is not the next"
+            raise ValueError(msg)
+        # of a planning before, or of an answer that was lost
+        await connection.fetch(self._sql["forget_batch_chunks"], {"job": job, "first": first})
+        chunks = [job_rows.chunk_parameters(job, n, span) for n, span in enumerate(spans, first)]
+        if chunks:
+            await connection.run_many(self._sql["add_batch_chunk"], chunks)
 
     async def _skip(self, connection: Connection, kept: job_rows.KeptJob) -> Parameters:
         """Skip what nobody works on of a locked job; the parameters of the change that says so."""

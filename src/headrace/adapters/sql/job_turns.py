@@ -1,8 +1,9 @@
 """Whose chunks are queued next: tenants take turns, and so do the jobs of each.
 
-Everybody has a place on a line, and who is furthest behind comes next and moves on: by little whose
-priority is high. Whoever comes anew begins where the others are, so that neither having waited nor
-having had nothing to do counts for more than the present.
+Everybody has a place on a line, and who is furthest behind comes next and moves on: a tenant always
+by one, a job by little whose priority is high. So priority weighs among the jobs of one tenant, and
+takes nothing from others. Whoever comes anew begins where the others are, so that neither having
+waited nor having had nothing to do counts for more than the present.
 """
 
 from __future__ import annotations
@@ -51,10 +52,9 @@ def share(tenants: Sequence[TenantTurn], *, turn: float, room: int) -> float:
             break
         turn, n, tenant, jobs = line[0]
         tenant.job_turn, m, job = jobs[0]
-        step = _step(job.priority)
         job.given += 1
-        job.turn = tenant.job_turn + step
-        tenant.turn = turn + step
+        job.turn = tenant.job_turn + _step(job.priority)
+        tenant.turn = turn + 1  # whatever the priority: it is among the tenant's own jobs
         if job.given < job.ready:
             heapq.heapreplace(jobs, (job.turn, m, job))
         else:

@@ -150,6 +150,11 @@ class PostgresDatabase:
             except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 pool.terminate()
 
+    async def news(self) -> AsyncIterator[None]:
+        """See Database.news. None comes: it would cost the server a message for each change."""
+        await asyncio.get_running_loop().create_future()
+        yield
+
     async def _listening(self, raw: Any, changed: asyncio.Event, *, heard: bool) -> Any:
         """A connection that sets `changed`: `raw` where it is alive, else a new one, or None."""
         try:

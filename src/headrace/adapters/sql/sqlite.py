@@ -29,8 +29,9 @@ from headrace.adapters.sql.database import (
     check,
     unavailable,
 )
-from headrace.adapters.sql.sqlite_changes import Change, Changes
+from headrace.adapters.sql.sqlite_changes import LEAD, Change, Changes
 from headrace.adapters.sql.sqlite_errors import translating
+from headrace.adapters.sql.sqlite_news import News
 from headrace.adapters.sql.statements import Statement, statements
 from headrace.domain.errors import StoreUnavailable
 
@@ -39,6 +40,7 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 _READERS: Final = 4
 _POLL_S: Final = 0.2  # how often a watch looks for the changes of other processes
+_NEWS_S: Final = 0.05  # how often the file is asked whether there are any
 
 
 class SqliteDatabase:
@@ -51,19 +53,24 @@ class SqliteDatabase:
         self._timeout_s = busy_timeout_s
         self._writer = _Thread(file, "write", timeout_s=busy_timeout_s)
         self._turn = asyncio.Lock()  # of this process' writers; others are held off by the file
-        self._changes: list[Change] = []  # that wait for the turn
+        self._waiting = 0  # for that turn
+        self._changes: list[Change] = []  # that wait for it; the first one takes all along
         self._readers = [
             _Thread(file, f"read-{n}", timeout_s=busy_timeout_s) for n in range(_READERS)
         ]
         self._free = asyncio.Semaphore(_READERS)
         self._watches: set[asyncio.Event] = set()
+        self._kept = 0  # changes of this process
         self._closed = False
 
     async def fetch(self, statement: Statement, parameters: Parameters) -> Sequence[Row]:
         """See Database.fetch."""
         check(parameters)
-        async with self._reader() as reader:
+        reader = await self._take_reader()
+        try:
             return await reader.do(_fetch, statement, parameters)
+        finally:
+            self._give_back(reader)
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
@@ -78,30 +85,36 @@ class SqliteDatabase:
             yield connection
 
     async def change(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """See Database.change. Whoever has the turn takes along what waits for it.
+        """See Database.change. The first that waits for the turn takes along what comes behind it.
 
         So changes that come together cost one visit to the thread, and one sync of the disk.
         """
-        change = Change(work, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        change, until = Change(work, loop.create_future()), loop.time() + self._timeout_s
         self._changes.append(change)
         try:
-            async with self._turns():
-                if not change.begun:
+            answer: Any = LEAD
+            if self._changes[0] is not change:
+                answer = await change.future
+            if answer is LEAD:
+                change.future = loop.create_future()
+                async with self._turns(until - loop.time()):  # it may have waited in the line
                     self._begin_changes()
-                await change.future
-        except StoreUnavailable:
-            if not change.begun:  # else it was the turn that did not come, and no matter any more
-                raise
-        except asyncio.CancelledError:
-            change.future.cancel()
-            raise
+                    answer = await change.future
         finally:
             if not change.begun:
-                self._changes.remove(change)
-        answer: T = await change.future
+                self._give_up(change)
+        self.note_kept()
         if change.announces:
             self.wake()
-        return answer
+        return answer  # type: ignore[no-any-return]
+
+    def _give_up(self, change: Change) -> None:
+        """Leave the line; whoever is first then takes the others along."""
+        led = self._changes[0] is change
+        self._changes.remove(change)
+        if led and self._changes and not self._changes[0].future.done():
+            self._changes[0].future.set_result(LEAD)
 
     def _begin_changes(self) -> None:
         self._writer.change(self._changes)
@@ -139,12 +152,25 @@ class SqliteDatabase:
         finally:
             self._watches.discard(changed)
 
+    async def news(self) -> AsyncIterator[None]:
+        """See Database.news."""
+        news, kept = News(self._file), self._kept
+        while not self._closed:
+            await asyncio.sleep(_NEWS_S)
+            if news.has_come() and kept == self._kept:  # else it may be of this process itself
+                yield
+            kept = self._kept
+
     async def close(self) -> None:
         """See Database.close."""
         self._closed = True
         self.wake()
         for thread in (self._writer, *self._readers):
             await thread.close()
+
+    def note_kept(self) -> None:
+        """Something was changed here: whoever listens for others' changes does not mean that."""
+        self._kept += 1
 
     def wake(self) -> None:
         """Let this process' watches look at once."""
@@ -169,17 +195,35 @@ class SqliteDatabase:
 
     @contextlib.asynccontextmanager
     async def _reader(self) -> AsyncIterator[_Thread]:
-        await _within(self._timeout_s, self._free.acquire())
-        reader = self._readers.pop()
+        reader = await self._take_reader()
         try:
             yield reader
-        finally:  # at once, even if cancelled: what is asked of a thread happens in order
-            self._readers.append(reader)
-            self._free.release()
+        finally:
+            self._give_back(reader)
+
+    async def _take_reader(self) -> _Thread:
+        if self._free.locked():
+            await _within(self._timeout_s, self._free.acquire())
+        else:  # at once: a timeout would cost more than the rest
+            await self._free.acquire()
+        return self._readers.pop()
+
+    def _give_back(self, reader: _Thread) -> None:
+        """At once, even if cancelled: what is asked of a thread happens in order."""
+        self._readers.append(reader)
+        self._free.release()
 
     @contextlib.asynccontextmanager
-    async def _turns(self) -> AsyncIterator[None]:
-        await _within(self._timeout_s, self._turn.acquire())
+    async def _turns(self, timeout_s: float | None = None) -> AsyncIterator[None]:
+        if self._turn.locked() or self._waiting:
+            self._waiting += 1
+            try:
+                wait_s = self._timeout_s if timeout_s is None else timeout_s
+                await _within(wait_s, self._turn.acquire())
+            finally:
+                self._waiting -= 1
+        else:  # as above
+            await self._turn.acquire()
         try:
             yield
         finally:
@@ -220,6 +264,7 @@ class _SqliteConnection:
         self.require_open()
         self._ended = True
         await self._thread.do(_commit)
+        self._database.note_kept()
         if announce:
             self._database.wake()
 

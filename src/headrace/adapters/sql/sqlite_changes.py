@@ -18,6 +18,8 @@ from headrace.adapters.sql.statements import Statement
 
 #: How a change ended: with an answer, or with an error.
 _Outcome = tuple[Any, Exception | None]
+#: What a change that waits is told whose turn it is to begin all that wait.
+LEAD: Final = object()
 _HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 
 

@@ -1,8 +1,9 @@
 """Named SQL statements, read from the `.sql` files beside this module.
 
 A statement begins with `-- name: its_name` and ends with `;`. Parameters are written `:name`, as
-SQLite takes them; PostgreSQL gets `$1`, `$2` and so on in their place. Two things are said in
-different words: `now_us()` is the database's clock, microseconds since 1970, and what stands in
+SQLite takes them; PostgreSQL gets `$1`, `$2` and so on in their place. Three things are said in
+different words: `now_us()` is the database's clock, microseconds since 1970; `stamp_s()` is its
+seconds for a batch job, never before those that are in the row; and what stands in
 `/* on postgres: ... */` is a comment for SQLite alone.
 """
 
@@ -27,6 +28,11 @@ _SQLITE_NOW: Final = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEG
 #: The time of the statement, not of the transaction's beginning, which a wait may have put far
 #: back. A query of its own is run once, so that an index can be searched for what it answers.
 _POSTGRES_NOW: Final = "(SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT))"
+_STAMP: Final = "stamp_s()"
+_STAMPS: Final = (
+    "(now_us() / 1000000, created_us / 1000000, COALESCE(in_progress_at, 0),"
+    " COALESCE(finalizing_at, 0), COALESCE(cancelling_at, 0))"
+)
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -50,9 +56,11 @@ def statement(name: str, sql: str) -> Statement:
             names.append(parameter)
         return f"${names.index(parameter) + 1}"
 
-    theirs = _ON_POSTGRES.sub(r"\1", sql).replace(_NOW, _POSTGRES_NOW)
+    theirs = _ON_POSTGRES.sub(r"\1", sql).replace(_STAMP, f"GREATEST{_STAMPS}")
+    theirs = theirs.replace(_NOW, _POSTGRES_NOW)
+    ours = sql.replace(_STAMP, f"MAX{_STAMPS}").replace(_NOW, _SQLITE_NOW)
     translated = _TOKEN.sub(numbered, theirs)
-    return Statement(name, sql.replace(_NOW, _SQLITE_NOW), translated, tuple(names))
+    return Statement(name, ours, translated, tuple(names))
 
 
 @functools.cache

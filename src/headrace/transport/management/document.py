@@ -20,11 +20,11 @@ from headrace.transport.status import STATUS
 
 _ABOUT: Final = """\
 Registers models, publishes versions, moves aliases, says who did, and runs batches. Everything
-belongs to the caller's tenant; what another tenant has is not found. Inference itself is the Open
-Inference Protocol's, under `/v2`.
+belongs to the caller's tenant; what another tenant has is not found. Inference on tensors is the
+Open Inference Protocol's, under `/v2`.
 
-**Under `/v1`** files and batches are OpenAI's, with its errors and its lists. What follows is about
-the paths under `/api/v1`, unless it says otherwise.
+**Under `/v1`** inference, models, files and batches are OpenAI's, with its errors and its lists.
+What follows is about the paths under `/api/v1`, unless it says otherwise.
 
 **Conditional requests.** Every read of one thing answers an `ETag`. Every change of what is there
 names it in `If-Match`: 428 without, 412 where it was changed since. `If-None-Match` answers 304.
@@ -47,7 +47,7 @@ so with 409 (`idempotency_answer_lost`) and changes nothing. Refusals that depen
 (404, 409, 412, 428) are kept; after any other and after every 5xx that changed nothing, the key is
 as new. The secret of a new API key is never kept: in an answer that is given again it is null.
 Uploads of artifacts pass the header over: their digest makes them the same. Under `/v1` the header
-is read where a batch begins.
+is read where a batch begins, and a refusal leaves the key as new, whatever it is for.
 """
 #: What a creation tells of the path of what it made: for links to what can be asked of it next.
 _CREATIONS: Final[dict[str, dict[str, str]]] = {

@@ -16,10 +16,9 @@ Source: OpenAI, API reference, "The request input object" and "The request outpu
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -37,15 +36,8 @@ from headrace.transport.status import STATUS
 
 _MAX_CUSTOM_ID: Final = 512  # characters
 _SHOWN: Final = 64  # characters of what a message repeats
-#: The order of keys in which nearly all files are written, ids without escapes.
-_URL: Final = rb'([^"\\\x00-\x1f]{1,4096})'
-_USUAL: Final = re.compile(
-    rb'\s*\{\s*"custom_id":\s*"([^"\\\x00-\x1f]{1,512})",\s*"method":\s*"POST",\s*'
-    rb'"url":\s*"' + _URL + rb'",\s*"body":\s*(\{.*\})\s*\}\s*',
-    re.DOTALL,
-)
-_usual: Final = _USUAL.fullmatch
-_PLAIN: Final = re.compile(r'[^"\\\x00-\x1f]+')
+#: What a line that is not JSON is called by, where it begins as nearly all do.
+_BEGUN: Final = re.compile(rb'\s*\{\s*"custom_id":\s*"([^"\\\x00-\x1f]{1,512})"')
 #: Errors of rows that were never asked about.
 _NEVER_ASKED: Final = frozenset({"batch_cancelled", "batch_expired", "chunk_dead"})
 _OUTPUT: Final = (
@@ -67,14 +59,32 @@ _FUTILE: Final = 32  # lessons that helped with no line, after which no more are
 _FORMS_KEPT: Final = 256
 
 
+class _Object(msgspec.Struct, frozen=True, gc=False):
+    """Any object of JSON: its keys are passed over, and have to be JSON."""
+
+
+class _Row(msgspec.Struct, gc=False):
+    """A row, if its url is the batch's. Of a key that comes twice the last one counts."""
+
+    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: str
+    body: _Object
+
+
 class _Line(msgspec.Struct, gc=False):
+    """Any object, of which it is to be told what it lacks to be a row."""
+
     custom_id: Any = msgspec.UNSET
     method: Any = msgspec.UNSET
     url: Any = msgspec.UNSET
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_decode_row: Final = msgspec.json.Decoder(_Row).decode
 _decode_line: Final = msgspec.json.Decoder(_Line).decode
+#: What decoding raises of a line that is no row; of one without UTF-8 a ValueError.
+_NO_ROW: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class OipRows:
@@ -86,33 +96,31 @@ class OipRows:
         self._forms: dict[tuple[str, str, str, str, tuple[int, ...]], bytes] = {}
 
     def head(self, line: bytes | memoryview) -> RowHead:
-        """See RowCodec.head. Of a line in the usual form, the body is not looked at."""
-        if (match := _usual(line)) is not None:
-            try:
-                return RowHead(str(match[1], "utf-8"), str(match[2], "utf-8"))
-            except UnicodeDecodeError:
-                pass  # told below
-        return _look(line)[0]
+        """See RowCodec.head."""
+        try:
+            str(line, "utf-8")  # the decoder does not look at the texts in a body
+            row = _decode_row(line)
+        except _NO_ROW:
+            return _look(line)[0]
+        return RowHead(row.custom_id, row.url)
 
     def heads(self, text: bytes, url: str) -> Heads | None:
-        """See RowCodec.heads. Only lines in the usual form are looked at so."""
-        if (match := _usual_for(url)) is None:
-            return None
-        find = text.find
+        """See RowCodec.heads."""
+        find, decode = text.find, _decode_row
         ids, ends = [], []
         start = 0
-        while (newline := find(b"\n", start)) >= 0:
-            if (found := match(text, start, newline)) is None:
-                return None
-            ids.append(found[1])
-            start = newline + 1
-            ends.append(start)
         try:
-            # at one go: no id holds a newline
-            custom_ids = str(b"\n".join(ids), "utf-8").split("\n")
-        except UnicodeDecodeError:
+            str(text, "utf-8")  # as above
+            while (newline := find(b"\n", start)) >= 0:
+                row = decode(text[start:newline])
+                if row.url != url:
+                    return None
+                ids.append(row.custom_id)
+                start = newline + 1
+                ends.append(start)
+        except _NO_ROW:
             return None
-        return Heads(custom_ids if ids else [], ends)
+        return Heads(ids, ends)
 
     def row(self, line: bytes | memoryview, *, model: str, version: str) -> Row:
         """See RowCodec.row."""
@@ -124,7 +132,7 @@ class OipRows:
                     self._layouts.insert(0, layout)
                 self._lessons = 0
                 return Row(read[0], InferRequest(model, version, None, read[1]))
-        head, body = _taken_apart(text)
+        head, body = _look(text)
         if head.problem:
             return Row(head.custom_id, None, InvalidRequest(head.problem))
         try:
@@ -156,7 +164,7 @@ class OipRows:
         return _OUTPUT % (identity, orjson.dumps(row.custom_id), identity, body)
 
     def output_lines(
-        self, rows: Sequence[Row], response: InferResponse, *, request_id: str
+        self, rows: Sequence[Row], response: InferResponse, *, request_id: str, first: int = 0
     ) -> list[bytes] | None:
         """See RowCodec.output_lines."""
         if len(response.outputs) != 1 or response.parameters:
@@ -174,13 +182,13 @@ class OipRows:
         asked = request_id.encode()
         lines = []
         for i, row in enumerate(rows):
-            request = row.request
+            n, request = first + i, row.request
             end = b"}]}"
             if request is not None and (told := request.content.id):
                 end = b'}],"id":%b}' % orjson.dumps(told)
             lines.append(
                 _OUTPUT_IN_PARTS
-                % (asked, i, orjson.dumps(row.custom_id), asked, i, start, cells[i], end)
+                % (asked, n, orjson.dumps(row.custom_id), asked, n, start, cells[i], end)
             )
         return lines
 
@@ -232,18 +240,9 @@ class OipRows:
             del self._layouts[_LAYOUTS_KEPT:]
 
 
-@functools.lru_cache(maxsize=256)
-def _usual_for(url: str) -> Callable[[bytes, int, int], re.Match[bytes] | None] | None:
-    """Matches lines in the usual form with this url; None where JSON would write it otherwise."""
-    if not _PLAIN.fullmatch(url):
-        return None
-    named = _USUAL.pattern.replace(_URL, re.escape(url.encode()))
-    return re.compile(named, re.DOTALL).fullmatch
-
-
 def _decoded(line: bytes) -> tuple[str, str, InferContent] | None:
     """A line with all checks; None where it is refused."""
-    head, body = _taken_apart(line)
+    head, body = _look(line)
     if head.problem:
         return None
     try:
@@ -261,42 +260,31 @@ def _content(body: bytes) -> InferContent:
     return content
 
 
-def _taken_apart(line: bytes) -> tuple[RowHead, bytes]:
-    """The head, the same as `head` tells, and the body."""
-    if (match := _usual(line)) is not None:
-        try:
-            usual = RowHead(str(match[1], "utf-8"), str(match[2], "utf-8"))
-        except UnicodeDecodeError:
-            return _look(line)
-        head, body = _look(line)
-        # of keys that come twice each reader takes another
-        if not head.problem and (head.custom_id, head.url) != (usual.custom_id, usual.url):
-            problem = "the row names custom_id, method or url twice"
-            return msgspec.structs.replace(usual, problem=problem, code="invalid_json_line"), b""
-        if head.problem:
-            return msgspec.structs.replace(head, custom_id=usual.custom_id), b""
-        return head, body
-    return _look(line)
-
-
 def _look(line: bytes | memoryview) -> tuple[RowHead, bytes]:
     """Take a line apart, whatever its form. Never raises."""
     try:
+        str(line, "utf-8")
         row = _decode_line(line)
     except msgspec.ValidationError:
-        return RowHead("", "", "the row is not a JSON object", "invalid_json_line"), b""
+        return _no_row(line, "the row is not a JSON object")
     except UnicodeDecodeError:
-        return RowHead("", "", "the row is not UTF-8", "invalid_json_line"), b""
+        return _no_row(line, "the row is not UTF-8")
     except msgspec.DecodeError as error:
-        return RowHead("", "", f"the row is not JSON: {error}", "invalid_json_line"), b""
+        return _no_row(line, f"the row is not JSON: {error}")
     except RecursionError:
-        return RowHead("", "", "the row is nested too deeply", "invalid_json_line"), b""
+        return _no_row(line, "the row is nested too deeply")
     custom_id = row.custom_id if isinstance(row.custom_id, str) else ""
     url = row.url if isinstance(row.url, str) else ""
     problem, code, param = _problem(row, custom_id)
     if problem:
         return RowHead(custom_id[:_MAX_CUSTOM_ID], url, problem, code, param), b""
     return RowHead(custom_id, url), bytes(row.body or b"")
+
+
+def _no_row(line: bytes | memoryview, problem: str) -> tuple[RowHead, bytes]:
+    begun = _BEGUN.match(line)
+    custom_id = str(begun[1], "utf-8", "replace") if begun is not None else ""
+    return RowHead(custom_id, "", problem, "invalid_json_line"), b""
 
 
 def _problem(row: _Line, custom_id: str) -> tuple[str, str, str]:

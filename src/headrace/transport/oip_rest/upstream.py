@@ -19,7 +19,7 @@ from headrace.ports.inference import Responses
 from headrace.ports.remote_models import RemoteModels
 from headrace.ports.upstream import Site
 from headrace.transport.hops import HEADER, hop
-from headrace.transport.http.client.exchange import Answer, broken
+from headrace.transport.http.client.exchange import Answer, broken, never
 from headrace.transport.http.client.pool import ClientPool
 from headrace.transport.oip_rest.compression import compress, decompress
 from headrace.transport.oip_rest.locator import Locator
@@ -102,7 +102,8 @@ class RestUpstream:
         head = self._head(
             request, call, size_bytes, begun, header_length=header_length, coding=coding
         )
-        may_repeat = request.may_repeat
+        # whoever sends a row of a batch job counts how often
+        may_repeat = never if call.batch else request.may_repeat
         if self._coding:
             answer = await self._pool.exchange(
                 head, body, call.deadline, may_repeat=may_repeat, coded=True

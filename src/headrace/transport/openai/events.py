@@ -42,15 +42,17 @@ class EventsWire:
         # one that is none of ours tells nothing: everything is news then
         seen = int(given) if _REVISION.fullmatch(given) else None
         changes = await self._jobs.follow(call_of(request), request.path_params["id"], seen=seen)
-        return StreamingResponse(_events(changes), headers=_HEADERS, media_type=_MEDIA_TYPE)
+        return StreamingResponse(_events(changes, seen), headers=_HEADERS, media_type=_MEDIA_TYPE)
 
 
-async def _events(changes: AsyncIterator[Job | None]) -> AsyncIterator[bytes]:
+async def _events(changes: AsyncIterator[Job | None], seen: int | None) -> AsyncIterator[bytes]:
     async for job in changes:
         if job is None:
             yield _HEARTBEAT
             continue
-        yield _event("progress", job)
+        if job.revision != seen:  # who saw how it ended may have missed that this was the end
+            yield _event("progress", job)
+            seen = job.revision
         if job.state in FINAL:
             yield _event("done", job)
 

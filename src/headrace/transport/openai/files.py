@@ -47,7 +47,8 @@ class FilesWire:
         query_of(request)
         require_plain(request)
         length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._files.max_bytes + MAX_BESIDE_BYTES:
+        at_least = max(0, int(length) - MAX_BESIDE_BYTES) if length.isdecimal() else 0
+        if at_least > self._files.max_bytes:
             raise FileTooLarge(self._files.max_bytes)
         form = Form(
             request.headers.get("content-type", ""),
@@ -59,7 +60,9 @@ class FilesWire:
         if _PURPOSE in form.fields:
             # what can be refused before a large file is written, is
             self._files.require(_description(form))
-        file = await self._files.upload(call_of(request), form.pieces(), lambda: _description(form))
+        file = await self._files.upload(
+            call_of(request), form.pieces(), lambda: _description(form), at_least=at_least
+        )
         return answer(file_object(file))
 
     async def find(self, request: Request) -> Response:

@@ -13,6 +13,7 @@ from headrace.domain.jobs import Job, JobState
 
 FileId = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^file-[0-9a-z]+$"})]
 BatchId = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^batch_[0-9a-z]+$"})]
+Tenant = Annotated[str, msgspec.Meta(description="Whose it is, where the request names a tenant.")]
 Time = Annotated[int, msgspec.Meta(description="Seconds since 1970.")]
 
 
@@ -73,7 +74,7 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. `priority`, `max_attempts` and `retry_of` are this platform's own."""
+    """A batch. `priority`, `max_attempts`, `retry_of` and `tenant` are this platform's own."""
 
     id: BatchId
     object: Literal["batch"] = "batch"
@@ -99,6 +100,7 @@ class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     max_attempts: int
     retry_of: BatchId | None
+    tenant: Tenant | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +137,7 @@ def file_page(files: Sequence[File], *, has_more: bool) -> FilePage:
     return FilePage(data=data, first_id=first, last_id=last, has_more=has_more)
 
 
-def batch_object(job: Job) -> BatchObject:
+def batch_object(job: Job, *, with_tenant: bool = False) -> BatchObject:
     """A job as it is told."""
     at = job.timeline
     return BatchObject(
@@ -164,13 +166,14 @@ def batch_object(job: Job) -> BatchObject:
         priority=job.priority,
         max_attempts=job.max_attempts,
         retry_of=job.retry_of or None,
+        tenant=job.tenant if with_tenant else msgspec.UNSET,
     )
 
 
-def batch_page(jobs: Sequence[Job], *, has_more: bool) -> BatchPage:
+def batch_page(jobs: Sequence[Job], *, has_more: bool, with_tenant: bool = False) -> BatchPage:
     """A page of jobs."""
     first, last = (jobs[0].id, jobs[-1].id) if jobs else (None, None)
-    data = [batch_object(job) for job in jobs]
+    data = [batch_object(job, with_tenant=with_tenant) for job in jobs]
     return BatchPage(data=data, first_id=first, last_id=last, has_more=has_more)
 
 

@@ -75,10 +75,10 @@ class OpenAiRows:
         return _line(row.custom_id, request_id, 200, reply.body, b"null")
 
     def output_lines(
-        self, rows: Sequence[Row], response: InferResponse, *, request_id: str
+        self, rows: Sequence[Row], response: InferResponse, *, request_id: str, first: int = 0
     ) -> list[bytes] | None:
         """See RowCodec.output_lines: such rows are never merged."""
-        del rows, response, request_id
+        del rows, response, request_id, first
         return None
 
     def error_line(self, custom_id: str, error: HeadraceError, *, request_id: str) -> bytes:

@@ -18,7 +18,7 @@ from headrace.ports.inference import Responses
 from headrace.ports.remote_models import RemoteModels
 from headrace.ports.upstream import Site
 from headrace.transport.hops import HEADER, hop
-from headrace.transport.http.client.exchange import Answer, broken
+from headrace.transport.http.client.exchange import Answer, broken, never
 from headrace.transport.http.client.pool import ClientPool
 from headrace.transport.http.client.site_lines import site_lines, site_path
 from headrace.transport.http.client.streamed import StreamedExchange
@@ -91,9 +91,9 @@ class OpenAiUpstream:
         begun = self._clock()
         body = payload.body(request.model)
         head = self._head(payload, call, len(body), begun)
-        answer = await self._pool.exchange(
-            head, (body,), call.deadline, may_repeat=request.may_repeat
-        )
+        # whoever sends a row of a batch job counts how often
+        may_repeat = never if call.batch else request.may_repeat
+        answer = await self._pool.exchange(head, (body,), call.deadline, may_repeat=may_repeat)
         if answer.status != _OK:
             raise self._refusal(answer, payload, request.model)
         told = reply.whole(payload.path, b"".join(answer.body))

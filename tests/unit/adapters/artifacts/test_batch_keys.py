@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.adapters.artifacts.batch_keys import checked, is_prefix
+from headrace.adapters.artifacts.batch_keys import checked, checked_prefix, is_prefix
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ def test_a_key_below_batch_is_taken(key: str) -> None:
     assert checked(key) == key
     assert not is_prefix(key)
     assert is_prefix(f"{key}/")
+    assert checked_prefix(f"{key}/") == f"{key}/"
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,11 @@ def test_a_key_below_batch_is_taken(key: str) -> None:
 def test_a_key_that_leads_elsewhere_is_a_mistake(key: str) -> None:
     with pytest.raises(ValueError, match="no key of a batch object"):
         is_prefix(key)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["batch/x", "batch", "", "/", "artifacts/", "batch/", "batch/../"]
+)
+def test_what_is_listed_is_below_a_slash(prefix: str) -> None:
+    with pytest.raises(ValueError, match=r"no prefix|no key"):
+        checked_prefix(prefix)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from headrace.adapters.artifacts.local_objects import LocalObjects
-from headrace.domain.errors import HeadraceError, StorageFull, StoreUnavailable
+from headrace.domain.errors import HeadraceError, NotFound, StorageFull, StoreUnavailable
 from tests.support.archives import stream
 
 KEY: Final = "batch/jobs/a/1"
@@ -139,6 +139,61 @@ async def test_what_the_dead_left_is_swept_once_it_is_old(root: Path) -> None:
     assert not (incoming / ".young").exists()
 
 
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_directory_without_anything_does_not_answer_and_its_objects_are_not_gone(
+    tmp_path: Path,
+    there: bool,  # noqa: FBT001
+) -> None:
+    root = tmp_path / "mounted"
+    if there:
+        root.mkdir()
+    store = LocalObjects(root)
+    for call in (store.size(KEY), anext(store.read(KEY))):
+        with pytest.raises(StoreUnavailable, match="is its disk mounted"):
+            await call
+    await store.put(f"{KEY}2", DATA)
+    with pytest.raises(NotFound):
+        await store.size(KEY)
+
+
+async def test_what_the_dead_left_is_swept_where_nobody_writes_but_objects_are_listed(
+    root: Path,
+) -> None:
+    left = root / ".incoming" / ".left"
+    left.parent.mkdir()
+    left.write_bytes(b"x")
+    await _listed(root)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    await _listed(root)
+    assert not left.exists()
+
+
+async def test_only_objects_that_were_written_long_ago_are_listed(root: Path) -> None:
+    now = time.time()
+    for name, age_s in (("a/old", 90.0), ("a/b/older", 1e6), ("a/young", 30.0), ("future", -1e6)):
+        file = root / "batch/jobs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+        os.utime(file, (now - age_s, now - age_s))
+    assert await _listed(root, older_than_s=60.0) == ["batch/jobs/a/b/older", "batch/jobs/a/old"]
+    assert await _listed(root, older_than_s=1000.0) == ["batch/jobs/a/b/older"]
+
+
+async def test_links_and_folders_are_not_listed_as_objects(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"x")
+    (root / "batch/jobs/empty").mkdir(parents=True)
+    (root / "batch/jobs/folder").symlink_to(tmp_path / "elsewhere")
+    (root / "batch/jobs/file").symlink_to(tmp_path / "elsewhere" / "file")
+    assert await _listed(root) == []
+
+
+async def _listed(root: Path, *, older_than_s: float = 0.0) -> list[str]:
+    pages = LocalObjects(root).keys("batch/jobs/", older_than_s=older_than_s)
+    return sorted([key async for page in pages for key in page])
+
+
 async def test_no_link_is_followed_out_of_the_store(root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "batch" / "link").symlink_to(tmp_path / "secret")
@@ -178,7 +233,7 @@ async def test_a_join_that_fills_the_disk_is_no_object(
     assert _files(root) == [PART]
 
 
-async def test_a_put_and_a_read_of_a_chunk_each_take_one_visit_to_a_thread(
+async def test_a_put_a_read_of_a_chunk_and_a_short_join_each_take_one_visit_to_a_thread(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visits: list[Any] = []
@@ -194,3 +249,23 @@ async def test_a_put_and_a_read_of_a_chunk_each_take_one_visit_to_a_thread(
     await store.put(KEY, chunk + b"rest")
     assert [len(piece) async for piece in store.read(KEY, 1, len(chunk) + 1)] == [len(chunk)]
     assert len(visits) == 2
+    assert await store.join("batch/joined", [KEY, PART]) == len(chunk) + 4 + len(DATA)
+    assert len(visits) == 3
+
+
+async def test_a_folder_that_is_removed_is_not_known_to_last_and_those_above_it_are(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalObjects(root)
+    await store.put(KEY, DATA)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def seen(number: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115 - of a number
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    await store.remove("batch/jobs/a/")
+    await store.put(KEY, DATA)
+    assert synced[1:] == [str(root / "batch/jobs/a"), str(root / "batch/jobs")]

@@ -29,6 +29,14 @@ def test_a_job_of_high_priority_comes_more_often() -> None:
     assert _given(tenant) == {"much": 40, "less": 10}
 
 
+def test_priority_does_not_weigh_among_tenants() -> None:
+    urgent = TenantTurn("a", 0, 0, [_job("urgent", 1000, priority=10)])
+    idle = TenantTurn("b", 0, 0, [_job("idle", 1000, priority=-10)])
+    share([urgent, idle], turn=0, room=10)
+    assert _given(urgent, idle) == {"urgent": 5, "idle": 5}
+    assert urgent.turn == idle.turn == 5
+
+
 def test_many_jobs_of_a_tenant_have_the_share_of_one_of_another() -> None:
     many = TenantTurn("a", 0, 0, [_job(f"{n}", 5) for n in range(8)])
     one = TenantTurn("b", 0, 0, [_job("one", 100)])

@@ -136,6 +136,34 @@ async def test_a_change_whose_turn_does_not_come_changes_nothing(database: Sqlit
     assert await _notes(database) == ["b"]
 
 
+async def test_changes_whose_turn_does_not_come_give_up_together(
+    database: SqliteDatabase,
+) -> None:
+    async with database.writing():
+        began = asyncio.get_running_loop().time()
+        outcomes = await asyncio.gather(
+            *(database.change(_adding(id_)) for id_ in "abcdefgh"), return_exceptions=True
+        )
+        took_s = asyncio.get_running_loop().time() - began
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+    assert took_s < 4 * 0.2  # and not one after the other
+    assert await database.change(_adding("b")) == "b"
+
+
+async def test_whoever_gives_up_ahead_of_the_turn_leaves_it_to_the_next(
+    database: SqliteDatabase,
+) -> None:
+    async with database.writing():
+        waiting = [asyncio.create_task(database.change(_adding(id_))) for id_ in "abcde"]
+        await asyncio.sleep(0.01)
+        for which in (0, 1, 3):
+            waiting[which].cancel()
+        await asyncio.sleep(0)
+        waiting[2].cancel()  # which has been told that it is the first one now
+    assert await waiting[4] == "e"
+    assert await _notes(database) == ["e"]
+
+
 async def test_a_closed_database_is_unavailable(tmp_path: Path) -> None:
     database = SqliteDatabase(tmp_path / "registry.db", busy_timeout_s=0.2)
     await database.close()

@@ -36,6 +36,12 @@ def test_the_clock_is_each_database_s_own() -> None:
     assert translated.parameters == ("a",)
 
 
+def test_a_stamp_is_the_latest_of_the_clock_and_the_row() -> None:
+    translated = statement("s", "SELECT stamp_s()")
+    assert translated.sql.startswith("SELECT MAX(CAST((julianday('now')")
+    assert translated.numbered.startswith("SELECT GREATEST((SELECT CAST(EXTRACT(EPOCH")
+
+
 def test_what_is_for_postgres_alone_is_a_comment_elsewhere() -> None:
     translated = statement("s", "SELECT 1 /* on postgres: FOR UPDATE */")
     assert translated.sql == "SELECT 1 /* on postgres: FOR UPDATE */"

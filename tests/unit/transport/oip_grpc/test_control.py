@@ -28,7 +28,7 @@ from headrace.domain.models import (
     WarmupInput,
 )
 from headrace.domain.scopes import EVERYTHING, grants
-from headrace.ports.model_control import IndexEntry, ModelMetadata
+from headrace.ports.model_control import IndexEntry, ModelMetadata, Unfit
 from headrace.transport.oip_grpc.control import MAX_CONTROL_BYTES, ControlRpcs
 from headrace.transport.oip_grpc.edge import Exchange
 from headrace.transport.oip_grpc.messages import GrpcRequest
@@ -91,6 +91,10 @@ class Models:
 
     async def obstacle(self, model: str, version: str = "") -> HeadraceError | None:
         self.asked.append(("obstacle", model, version))
+        return None
+
+    async def unfit(self, model: str, version: str = "") -> Unfit | None:
+        self.asked.append(("unfit", model, version))
         return None
 
     async def statistics(self, model: str = "", version: str = "") -> Sequence[dict[str, Any]]:

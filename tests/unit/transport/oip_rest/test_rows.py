@@ -140,6 +140,49 @@ def test_the_row_has_the_custom_id_of_its_head_where_a_key_comes_twice(more: byt
     assert read(codec, line).custom_id == codec.head(line).custom_id
 
 
+_BROKEN = [
+    b'{"inputs": nonsense}', b'{"inputs": [1, 2}', b'{"inputs": [NaN]}', b'{"inputs": [1]',
+    b'{"a": 01}', b'{"a": "\\q"}', b'{"a": "\xff"}', b'{"a": ' + b"[" * 1_000_000 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", _BROKEN, ids=lambda body: body[:24].decode("latin-1"))
+def test_a_body_that_is_no_json_is_told_of_the_line_in_whatever_order_its_keys_are(
+    body: bytes,
+) -> None:
+    keys = [b'"custom_id": "a"', b'"method": "POST"', b'"url": "%b"' % URL.encode()]
+    lines = [b"{%b}" % b", ".join([*keys[:at], b'"body": ' + body, *keys[at:]]) for at in range(4)]
+
+    assert {OipRows().head(line).code for line in lines} == {"invalid_json_line"}
+    assert {OipRows().heads(line + b"\n", URL) for line in lines} == {None}
+    assert {read(OipRows(), line).request for line in lines} == {None}
+    assert read(OipRows(), lines[3]).custom_id == "a"  # as long as it can be seen
+
+
+def test_heads_that_are_looked_at_together_are_those_looked_at_one_by_one() -> None:
+    lines = [
+        a_line(),
+        a_line(custom_id="é\n"),
+        json.dumps(dict(reversed(document(custom_id="b").items()))).encode() + b"\r",
+        a_line(custom_id="c")[:-1] + b', "custom_id": "d"}',
+    ]
+    codec = OipRows()
+
+    heads = codec.heads(b"\n".join(lines) + b"\n", URL)
+
+    assert heads is not None
+    assert heads.custom_ids == [codec.head(line).custom_id for line in lines]
+    assert heads.custom_ids == ["a", "é\n", "b", "d"]
+    assert heads.ends[-1] == sum(len(line) + 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b" ", a_line(url="/v2/models/n/infer"), a_line(custom_id=""), a_line() + a_line()]
+)
+def test_lines_of_which_one_is_no_row_are_not_looked_at_together(line: bytes) -> None:
+    assert OipRows().heads(a_line() + b"\n" + line + b"\n", URL) is None
+
+
 # --- bodies --------------------------------------------------------------------------------------
 
 _NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-5, 5)
@@ -305,6 +348,18 @@ def test_answers_written_together_are_those_written_one_by_one(
         )
         for i, row in enumerate(rows)
     ]
+
+
+def test_answers_of_a_later_part_are_numbered_on() -> None:
+    rows = [Row("a", None), Row("b", None)]
+    part = answer(np.zeros((2, 1), np.float32))
+
+    lines = OipRows().output_lines(rows, part, request_id="r", first=7)
+
+    assert lines is not None
+    told = [json.loads(line) for line in lines]
+    assert [line["id"] for line in told] == ["batch_req_r-7", "batch_req_r-8"]
+    assert [line["response"]["request_id"] for line in told] == ["r-7", "r-8"]
 
 
 @pytest.mark.parametrize(

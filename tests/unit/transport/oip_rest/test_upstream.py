@@ -247,6 +247,12 @@ async def test_only_a_request_without_a_sequence_may_be_repeated() -> None:
         assert pool.may_repeat() is may
 
 
+async def test_a_row_of_a_batch_goes_out_once_also_where_its_connection_was_lost() -> None:
+    _, pool = await infer(answer(), call=Call("id-1", batch=True))
+    assert pool.may_repeat is not None
+    assert not pool.may_repeat()
+
+
 async def test_a_request_that_passed_through_platforms_tells_of_one_more_until_it_is_a_loop() -> (
     None
 ):

@@ -113,6 +113,21 @@ async def test_who_lost_the_stream_is_told_only_what_is_new() -> None:
     await stream.task
 
 
+async def test_of_a_batch_that_has_ended_what_was_seen_is_not_told_again_but_the_end() -> None:
+    api = BatchApi(sleep=Beat())
+    job = await _job(api)
+    await api.start(job)
+    ended = await api.end(job)
+    done = (ended.revision, "done", "completed")
+    for last, told in (
+        (ended.revision, [done]),
+        (ended.revision - 1, [(ended.revision, "progress", "completed"), done]),
+    ):
+        stream = Stream(api, job.id, last=str(last))
+        await stream.task
+        assert stream.events == told
+
+
 @pytest.mark.parametrize("last", ["none of ours", "-1", "9" * 30])
 async def test_to_an_id_that_is_none_of_ours_everything_is_new(last: str) -> None:
     beat = Beat()

@@ -10,6 +10,10 @@ from headrace.batch.settings import BatchSettings
 from tests.support.batch_api import BatchApi
 
 DATA = b"0123456789abcdefghij"
+_FORM = (
+    b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\nrow\r\n--b--\r\n'
+)
 AUTHORIZED = {"authorization": "Bearer ann"}
 
 
@@ -274,3 +278,32 @@ async def test_a_body_that_is_no_json_object_is_refused(
     headers = {"content-type": content_type}
     answer = await client.post("/v1/batches", content=content, headers=headers)
     assert (answer.status_code, "error" in answer.json()) == (status, True)
+
+
+async def test_a_tenant_whose_files_take_what_they_may_is_told_the_way_out() -> None:
+    api = BatchApi(BatchSettings(max_stored_bytes_per_tenant=200_000, max_files_per_tenant=2))
+    transport = httpx.ASGITransport(api.asgi)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://headrace", headers=AUTHORIZED
+    ) as client:
+        first = await _upload(client, b"x" * 150_000)
+        before = dict(api.objects.objects)
+        form = {"content-type": "multipart/form-data; boundary=b", "content-length": "150000"}
+        for refused in (
+            await _upload(client, b"x" * 50_001),
+            # as its length announces, before it comes
+            await client.post("/v1/files", content=_FORM, headers=form),
+        ):
+            assert refused.status_code == 413
+            assert refused.json()["error"]["code"] == "payload_too_large"
+            assert refused.json()["error"]["type"] == "invalid_request_error"
+            assert refused.json()["error"]["param"] == "file"
+            assert "delete some, or wait until some expire" in refused.json()["error"]["message"]
+        assert api.objects.objects == before
+        assert (await _upload(client)).status_code == 200
+        told = (await _upload(client)).json()["error"]["message"]
+        assert told == (
+            "file: this tenant has 2 files, and may have 2: delete some, or wait until some expire"
+        )
+        assert (await client.delete(f"/v1/files/{first.json()['id']}")).status_code == 200
+        assert (await _upload(client, b"x" * 100_000)).status_code == 200

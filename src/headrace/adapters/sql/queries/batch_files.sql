@@ -7,6 +7,12 @@ VALUES (
 )
 RETURNING *;
 
+-- name: batch_files_stored
+-- The time is asked for once: a tenant may have many files.
+SELECT COUNT(*), CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) FROM batch_files
+WHERE tenant = :tenant
+    AND (expires_at IS NULL OR expires_at > (SELECT now_us() / 1000000));
+
 -- name: batch_file
 SELECT * FROM batch_files
 WHERE tenant = :tenant AND id = :id
@@ -67,3 +73,13 @@ SELECT key FROM batch_garbage ORDER BY key LIMIT :limit;
 
 -- name: forget_batch_garbage
 DELETE FROM batch_garbage WHERE key = :key;
+
+-- name: needed_batch_objects
+-- Behind `asked (key, job)`: see job_files.py.
+SELECT key FROM asked
+WHERE EXISTS (SELECT 1 FROM batch_files WHERE batch_files.key = asked.key)
+    OR EXISTS (SELECT 1 FROM batch_jobs WHERE input_key = asked.key AND ended = 0)
+    OR EXISTS (SELECT 1 FROM batch_jobs WHERE batch_jobs.id = asked.job AND ended = 0);
+
+-- name: batch_database
+SELECT applied_at FROM schema_version WHERE version = 1;

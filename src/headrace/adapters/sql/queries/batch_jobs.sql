@@ -7,14 +7,33 @@ SELECT COUNT(*), CAST(COALESCE(SUM(input_bytes), 0) AS BIGINT) FROM batch_jobs
 WHERE tenant = :tenant AND ended = 0;
 
 -- name: add_batch_job
+-- Its place in line is when it would be planned if its tenant's jobs were planned one after the
+-- other, at 10 ms and a second for 10 MB each: so the tenants take turns, however many jobs each of
+-- them has, and whoever had little to do has a place near the present. Places are counted 31 years
+-- back, as leases that were over then: who may claim what is a question to one column.
 INSERT INTO batch_jobs (
     id, tenant, document, input_file, input_key, input_bytes, priority, state, ending,
-    created_us, expires_at
+    created_us, expires_at, since_us, holder, attempt, until_us, place_us
 )
-VALUES (
-    :id, :tenant, :document, :input_file, :input_key, :input_bytes, :priority,
-    'validating', 'completed', now_us(), now_us() / 1000000 + :window_s
-)
+SELECT
+    :id, :tenant, :document, :input_file, :input_key, CAST(:input_bytes AS BIGINT), :priority,
+    'validating', 'completed', now_us(), now_us() / 1000000 + :window_s, now_us(),
+    :holder, CAST(:attempt AS BIGINT),
+    CASE
+        WHEN CAST(:attempt AS BIGINT) = 0 THEN line.place_us
+        ELSE now_us() + CAST(:lease_us AS BIGINT)
+    END,
+    line.place_us
+FROM (
+    SELECT 10000 + CAST(:input_bytes AS BIGINT) / 10 + COALESCE(
+        (
+            SELECT MAX(place_us) FROM batch_jobs
+            WHERE tenant = :tenant AND planned = 0 AND ended = 0
+                AND place_us > now_us() - 1000000000000000
+        ),
+        now_us() - 1000000000000000
+    ) AS place_us
+) AS line
 RETURNING *;
 
 -- name: batch_job
@@ -30,28 +49,49 @@ UPDATE batch_jobs SET ended = ended WHERE id = :job RETURNING *;
 -- name: is_there_batch_job_to_claim
 SELECT 1 FROM batch_jobs
 WHERE ended = 0 AND open_chunks = 0 AND until_us <= now_us()
+    AND (input_bytes <= :most_bytes OR (planned = 0 AND ending <> 'completed'))
 LIMIT 1;
 
 -- name: claim_batch_job
--- One that was handed back goes behind those that nobody has had yet.
+-- First those to finish, by their small numbers, then those to plan by their places. One that was
+-- handed back goes behind those that nobody has had yet.
 UPDATE batch_jobs
-SET holder = :holder, attempt = attempt + 1, until_us = now_us() + :lease_us
+SET holder = :holder, attempt = attempt + 1, until_us = now_us() + :lease_us, since_us = now_us()
 WHERE sequence = (
     SELECT sequence FROM batch_jobs
     WHERE ended = 0 AND open_chunks = 0 AND until_us <= now_us()
+        AND (input_bytes <= :most_bytes OR (planned = 0 AND ending <> 'completed'))
     ORDER BY until_us, sequence
     LIMIT 1
     /* on postgres: FOR UPDATE SKIP LOCKED */
 )
 RETURNING *;
 
+-- name: claim_batch_job_to_finish
+UPDATE batch_jobs
+SET holder = :holder, attempt = attempt + 1, until_us = now_us() + :lease_us, since_us = now_us()
+WHERE id = :job AND ended = 0 AND open_chunks = 0 AND until_us <= now_us()
+RETURNING *;
+
+-- name: begin_batch_jobs_anew
+-- As begin_batch_chunks_anew does.
+UPDATE batch_jobs SET until_us = until_us - since_us + now_us(), since_us = now_us()
+WHERE sequence IN (
+    SELECT sequence FROM batch_jobs
+    WHERE ended = 0 AND open_chunks = 0
+        AND until_us > now_us() AND since_us > now_us() + 1000000
+    /* on postgres: FOR UPDATE SKIP LOCKED */
+)
+RETURNING id;
+
 -- name: renew_batch_job
-UPDATE batch_jobs SET until_us = now_us() + :lease_us
+UPDATE batch_jobs
+SET until_us = now_us() + :lease_us, since_us = now_us(), failures = failures + :failed
 WHERE id = :job AND holder = :holder AND attempt = :attempt AND ended = 0
 RETURNING id;
 
 -- name: release_batch_job
-UPDATE batch_jobs SET holder = '', until_us = now_us()
+UPDATE batch_jobs SET holder = '', until_us = now_us(), since_us = now_us()
 WHERE id = :job AND holder = :holder AND attempt = :attempt AND ended = 0
 RETURNING id;
 
@@ -77,6 +117,7 @@ FROM batch_chunks WHERE job = :job;
 -- name: plan_batch_job
 UPDATE batch_jobs
 SET planned = 1,
+    failures = 0,
     holder = '',
     until_us = 0,
     revision = revision + 1,
@@ -90,11 +131,11 @@ SET planned = 1,
     END,
     in_progress_at = CASE
         WHEN state <> 'cancelling' AND ending = 'completed' AND CAST(:chunks AS BIGINT) > 0
-        THEN now_us() / 1000000
+        THEN stamp_s()
     END,
     finalizing_at = CASE
         WHEN state <> 'cancelling' AND (ending <> 'completed' OR CAST(:chunks AS BIGINT) = 0)
-        THEN now_us() / 1000000
+        THEN stamp_s()
     END
 WHERE id = :job AND holder = :holder AND attempt = :attempt AND ended = 0 AND planned = 0
 RETURNING *;
@@ -105,12 +146,21 @@ WHERE job = :job AND state IN ('waiting', 'queued')
 RETURNING number;
 
 -- name: cancel_batch_job
--- Rows may have been told as expired before: how they end does not change any more.
 UPDATE batch_jobs
 SET state = 'cancelling',
-    ending = CASE WHEN ending = 'completed' THEN 'cancelled' ELSE ending END,
-    cancelling_at = now_us() / 1000000,
+    ending = 'cancelled',
+    cancelling_at = stamp_s(),
     open_chunks = open_chunks - :skipped,
+    -- there is nothing to plan of it any more, which takes no time, or it may be to be finished
+    until_us = CASE
+        WHEN until_us > now_us() THEN until_us
+        WHEN planned = 0 THEN 0
+        ELSE (
+            SELECT COUNT(*) FROM batch_jobs AS beside
+            WHERE beside.tenant = batch_jobs.tenant
+                AND beside.planned = 1 AND beside.ended = 0 AND beside.open_chunks = 0
+        )
+    END,
     revision = revision + 1
 WHERE id = :job
 RETURNING *;
@@ -127,12 +177,22 @@ LIMIT :limit;
 UPDATE batch_jobs
 SET ending = 'expired',
     open_chunks = open_chunks - :skipped,
+    -- there is nothing to plan of it any more, which takes no time, or it may be to be finished
+    until_us = CASE
+        WHEN until_us > now_us() THEN until_us
+        WHEN planned = 0 THEN 0
+        ELSE (
+            SELECT COUNT(*) FROM batch_jobs AS beside
+            WHERE beside.tenant = batch_jobs.tenant
+                AND beside.planned = 1 AND beside.ended = 0 AND beside.open_chunks = 0
+        )
+    END,
     revision = revision + 1,
     state = CASE
         WHEN planned = 1 AND open_chunks = :skipped THEN 'finalizing' ELSE state
     END,
     finalizing_at = CASE
-        WHEN planned = 1 AND open_chunks = :skipped THEN now_us() / 1000000
+        WHEN planned = 1 AND open_chunks = :skipped THEN stamp_s()
     END
 WHERE id = :job
 RETURNING *;
@@ -140,7 +200,7 @@ RETURNING *;
 -- name: refuse_batch_job
 UPDATE batch_jobs
 SET state = 'failed',
-    failed_at = now_us() / 1000000,
+    failed_at = stamp_s(),
     problems = :problems,
     holder = '',
     ended = 1,
@@ -150,10 +210,14 @@ RETURNING *;
 
 -- name: finish_batch_job
 UPDATE batch_jobs
-SET state = ending,
-    completed_at = CASE WHEN ending = 'completed' THEN now_us() / 1000000 END,
-    expired_at = CASE WHEN ending = 'expired' THEN now_us() / 1000000 END,
-    cancelled_at = CASE WHEN ending = 'cancelled' THEN now_us() / 1000000 END,
+SET state = CASE WHEN :is_whole = 1 THEN ending ELSE 'failed' END,
+    completed_at = CASE
+        WHEN :is_whole = 1 AND ending = 'completed' THEN stamp_s()
+    END,
+    expired_at = CASE WHEN :is_whole = 1 AND ending = 'expired' THEN stamp_s() END,
+    cancelled_at = CASE WHEN :is_whole = 1 AND ending = 'cancelled' THEN stamp_s() END,
+    failed_at = CASE WHEN :is_whole = 0 THEN stamp_s() END,
+    problems = :problems,
     failed = :rows_failed,
     output_file = :output_file,
     error_file = :error_file,

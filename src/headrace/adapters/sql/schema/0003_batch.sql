@@ -21,6 +21,8 @@ CREATE TABLE batch_files (
 CREATE UNIQUE INDEX batch_files_by_id ON batch_files (id);
 CREATE INDEX batch_files_of_tenant ON batch_files (tenant, sequence);
 CREATE INDEX batch_files_by_key ON batch_files (key);
+-- What a tenant stores is added up from it alone.
+CREATE INDEX batch_files_stored ON batch_files (tenant, expires_at, size_bytes);
 CREATE INDEX batch_files_by_end ON batch_files (expires_at) WHERE expires_at IS NOT NULL;
 
 -- Objects that may be removed. What a file or a job turns out to need is taken off it again.
@@ -80,7 +82,10 @@ CREATE TABLE batch_jobs (
     holder         TEXT COLLATE "C" NOT NULL DEFAULT '',  -- who plans or finishes it
     attempt        BIGINT NOT NULL DEFAULT 0,  -- the fence
     until_us       BIGINT NOT NULL DEFAULT 0,  -- of the lease
-    turn           DOUBLE PRECISION NOT NULL DEFAULT 0  -- how much it has had
+    turn           DOUBLE PRECISION NOT NULL DEFAULT 0,  -- how much it has had
+    since_us       BIGINT NOT NULL DEFAULT 0,  -- when the lease was last written
+    failures       BIGINT NOT NULL DEFAULT 0,  -- to plan it, and then to finish it
+    place_us       BIGINT NOT NULL DEFAULT 0  -- in line to be planned: see add_batch_job
 );
 CREATE UNIQUE INDEX batch_jobs_by_id ON batch_jobs (id);
 CREATE INDEX batch_jobs_of_tenant ON batch_jobs (tenant, sequence);
@@ -92,12 +97,16 @@ CREATE INDEX batch_jobs_by_end ON batch_jobs (expires_at) WHERE ended = 0 AND en
 -- To plan, or to finish: neither has open chunks.
 CREATE INDEX batch_jobs_to_claim ON batch_jobs (until_us, sequence)
     WHERE ended = 0 AND open_chunks = 0;
+CREATE INDEX batch_jobs_to_finish ON batch_jobs (tenant)
+    WHERE planned = 1 AND ended = 0 AND open_chunks = 0;
+CREATE INDEX batch_jobs_in_line ON batch_jobs (tenant, place_us)
+    WHERE planned = 0 AND ended = 0;
 CREATE INDEX batch_jobs_by_turn ON batch_jobs (tenant, turn, sequence)
     WHERE state = 'in_progress' AND ending = 'completed';
 
 CREATE TABLE batch_chunks (
     job           TEXT COLLATE "C" NOT NULL,
-    number        BIGINT NOT NULL,  -- 0 is the first
+    number        BIGINT NOT NULL,  -- 0 is the first; a rest has the next one that is free
     start_byte    BIGINT NOT NULL,
     end_byte      BIGINT NOT NULL,
     first_line    BIGINT NOT NULL,
@@ -116,9 +125,15 @@ CREATE TABLE batch_chunks (
     until_us      BIGINT NOT NULL DEFAULT 0,  -- of the lease
     queued_by     TEXT COLLATE "C" NOT NULL DEFAULT '',
     queued_us     BIGINT NOT NULL DEFAULT 0,
+    patience      BIGINT NOT NULL DEFAULT 1,  -- times the usual wait before it is queued once more
     not_before_us BIGINT NOT NULL DEFAULT 0,  -- it waits until then at least
+    since_us      BIGINT NOT NULL DEFAULT 0,  -- when the times above were last written
     PRIMARY KEY (job, number)
 );
+-- The file's order, by which they are read.
+CREATE UNIQUE INDEX batch_chunks_in_order ON batch_chunks (job, start_byte);
 CREATE INDEX batch_chunks_waiting ON batch_chunks (job, number) WHERE state = 'waiting';
 CREATE INDEX batch_chunks_queued ON batch_chunks (queued_us) WHERE state = 'queued';
 CREATE INDEX batch_chunks_running ON batch_chunks (until_us) WHERE state = 'running';
+CREATE INDEX batch_chunks_delayed ON batch_chunks (not_before_us)
+    WHERE state = 'waiting' AND not_before_us > 0;

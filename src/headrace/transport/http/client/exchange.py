@@ -48,6 +48,11 @@ class Exchange(msgspec.Struct, eq=False):
             self.outcome.set_result(outcome)
 
 
+def never() -> bool:
+    """Say that a request may not go out a second time."""
+    return False
+
+
 def broken(message: str, reason: str = "") -> EndpointFailed:
     """Say that the endpoint is at fault: `message` to clients, `reason` to operators."""
     error = EndpointFailed(message)
