@@ -69,18 +69,22 @@ class ChunkRun:
         self._since_turn = 0  # bytes of rows and of answers
 
     async def run(self, lines: bytes) -> RowsRun:
-        """Run the rows of `lines`."""
-        async with asyncio.TaskGroup() as tasks:
-            await self._read(lines, tasks)
-            while self._groups and not self._stopped():
-                await self._send(self._groups.pop(), tasks)
-            while self._groups:
-                self._asking.leave(self._groups.pop())
-            while self._under_way:
-                await self._next_outcome()
-                await self._flush()
-        await self._flush()
-        return msgspec.structs.replace(self._outcomes.told(), left_bytes=self._left_bytes)
+        """Run the rows of `lines`, once."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._read(lines, tasks)
+                while self._groups and not self._stopped():
+                    await self._send(self._groups.pop(), tasks)
+                while self._groups:
+                    self._asking.leave(self._groups.pop())
+                while self._under_way:
+                    await self._next_outcome()
+                    await self._flush()
+            await self._flush()
+            return msgspec.structs.replace(self._outcomes.told(), left_bytes=self._left_bytes)
+        finally:
+            # they hold this run, and it what was written: megabytes, until cycles are looked for
+            del self._asking, self._groups, self._mergeable
 
     async def _read(self, lines: bytes, tasks: asyncio.TaskGroup) -> None:
         """Decode rows and send them off as they fill batches."""

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.batch.row_job import RowsRun
+from headrace.batch.row_job import RowJob, RowsRun
 from headrace.domain.calls import Principal
 from tests.support.row_bench import Bench, a_row, some_rows
 
@@ -155,3 +158,32 @@ def test_merged_and_taken_apart_is_the_same_as_row_by_row(
 
     assert merging.answers == alone.answers
     assert len(alone.answers) == len(rows)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+async def test_what_was_written_is_let_go_of_when_a_run_ends(max_attempts: int) -> None:
+    """And not when Python next looks for cycles, hundreds of megabytes later."""
+
+    class Part:
+        async def write(self, answers: bytes, failures: bytes) -> None:
+            assert answers
+            assert not failures
+
+    bench, part = Bench(), Part()
+    held = weakref.ref(part)
+    lines = b"".join(line + b"\n" for line in some_rows(100))
+    gc.collect()
+    gc.disable()
+    try:
+        run = await bench.runner.run(
+            lines,
+            RowJob(model="double", max_attempts=max_attempts),
+            write=part.write,
+            stop=lambda: False,
+            slice_s=5.0,
+        )
+        assert run == RowsRun(100, 0)
+        del part
+        assert held() is None
+    finally:
+        gc.enable()

@@ -110,7 +110,8 @@ class OipRows:
         ids, ends = [], []
         start = 0
         try:
-            str(text, "utf-8")  # as above
+            if not text.isascii():
+                str(text, "utf-8")  # as above
             while (newline := find(b"\n", start)) >= 0:
                 row = decode(text[start:newline])
                 if row.url != url:
