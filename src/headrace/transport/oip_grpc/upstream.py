@@ -61,6 +61,7 @@ _STRICT: Final = ("triton_grpc_error", "true")
 _MAX_PUSHBACK_DIGITS: Final = 9
 _MAX_METADATA_BYTES: Final = 64 * 1024
 _READY: Final = grpc.ChannelConnectivity.READY
+_FAILING: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _Code: Final = grpc.StatusCode
 _COMPRESSION: Final = {
     "none": grpc.Compression.NoCompression,
@@ -230,6 +231,10 @@ class GrpcUpstream:
 
     def _least_busy(self) -> _Channel:
         channel = min(self._channels, key=_busy, default=None)
+        if channel is not None and channel.failing:
+            # it fails what it is asked until its next try to connect, though others may be back
+            sound = [each for each in self._channels if not each.failing]
+            channel = min(sound, key=_busy, default=channel)
         if channel is None or (channel.busy and len(self._channels) < self._settings.channels):
             channel = _Channel(_connect(self._site, self._settings, self._credentials))
             self._channels.append(channel)
@@ -258,6 +263,12 @@ class _Channel:
     def connected(self) -> bool:
         state = self._channel.get_state()
         return state is _READY
+
+    @property
+    def failing(self) -> bool:
+        """Whether it could not connect the last time, and waits before it tries again."""
+        state = self._channel.get_state()
+        return state is _FAILING
 
     async def ask(self, path: str, message: bytes, timeout_s: float, metadata: Metadata) -> bytes:
         """Raises AioRpcError. Cancelled where it waits, it cancels the RPC."""
